@@ -1,0 +1,13 @@
+"""Benchmark of single-cell multi-omics integration: which method should integrate these data?
+
+The package holds the parts of a benchmark that are useful by themselves: data sets and a simulator
+(`scbraid.data`), preparation (`scbraid.prepare`), guidance graphs (`scbraid.guidance`), methods
+(`scbraid.methods`), metrics (`scbraid.metrics`), figures (`scbraid.plots`) and a report
+(`scbraid.report`). The Snakemake workflow beside it chains them.
+"""
+
+from __future__ import annotations
+
+from scbraid._version import __version__
+
+__all__ = ["__version__"]

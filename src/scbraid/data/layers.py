@@ -1,0 +1,232 @@
+"""The arrays of a multi-omics data set, read from h5ad/h5mu with h5py alone.
+
+A training node needs neither anndata nor mudata: `Layers.read` understands the parts of the AnnData
+format that the pipeline uses (X as CSR, CSC or dense array; data frames with plain, categorical
+and nullable columns; obsm arrays; text in uns).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from scbraid.errors import DataError
+
+UNS_KEY = "scbraid"
+
+
+@dataclasses.dataclass
+class Layer:
+    """One omics layer: counts, names, and derived representations of the same cells.
+
+    Attributes
+    ----------
+    name
+        Modality: ``rna``, ``atac``, ``met``, ``adt`` or another name.
+    counts
+        float32 CSR of shape (n_cells, n_features): raw counts, or the values that the layer's
+        likelihood describes (methylation ratios).
+    cells
+        Names, shape (n_cells,), unique within the layer.
+    features
+        One row a feature, indexed by its name; columns such as chrom, chromStart, chromEnd,
+        strand, highly_variable.
+    reps
+        Representations by obsm key, each float32 of shape (n_cells, k).
+    batch
+        Batch names of shape (n_cells,), or None.
+    """
+
+    name: str
+    counts: sp.csr_matrix
+    cells: np.ndarray
+    features: pd.DataFrame
+    reps: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    batch: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        n_cells, n_features = self.counts.shape
+        for what, found, expected in (
+            ("cell names", len(self.cells), n_cells),
+            ("features", len(self.features), n_features),
+            ("batch entries", n_cells if self.batch is None else len(self.batch), n_cells),
+            *((f"rows of {key!r}", len(rep), n_cells) for key, rep in self.reps.items()),
+        ):
+            if found != expected:
+                msg = f"layer {self.name!r} has {found} {what}; expected {expected}"
+                raise DataError(msg)
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return self.counts.shape[0]
+
+    @property
+    def n_features(self) -> int:
+        """Number of features."""
+        return self.counts.shape[1]
+
+    def take(self, cells: np.ndarray) -> Layer:
+        """Return the layer restricted to (or reordered by) the given cell positions."""
+        return dataclasses.replace(
+            self,
+            counts=self.counts[cells],
+            cells=self.cells[cells],
+            reps={key: rep[cells] for key, rep in self.reps.items()},
+            batch=None if self.batch is None else self.batch[cells],
+        )
+
+
+@dataclasses.dataclass
+class Layers:
+    """All layers of one data set.
+
+    Attributes
+    ----------
+    layers
+        By modality name, in file order.
+    paired
+        True when equal cell names in two layers mean the same cell.
+    meta
+        What the file's ``uns["scbraid"]`` states (task, genome, likelihoods, ...).
+    """
+
+    layers: dict[str, Layer]
+    paired: bool = False
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Layer:
+        return self.layers[name]
+
+    @property
+    def names(self) -> list[str]:
+        """Modality names, in order."""
+        return list(self.layers)
+
+    @classmethod
+    def read(cls, path: str | Path, *, reps: Sequence[str] | None = None) -> Layers:
+        """Read an h5mu file, or a folder that holds one h5ad file a layer (``rna.h5ad``, ...).
+
+        Parameters
+        ----------
+        path
+            The file or folder.
+        reps
+            obsm keys to read; all when None.
+
+        Raises
+        ------
+        DataError
+            When the file is absent, is no HDF5 file, or lacks a part; the message names it.
+        """
+        path = Path(path)
+        if path.is_dir():
+            files = sorted(path.glob("*.h5ad"))
+            if not files:
+                msg = f"{path} holds no .h5ad file; expected one a layer, such as rna.h5ad"
+                raise DataError(msg)
+            layers: dict[str, Layer] = {}
+            meta: dict[str, Any] = {}
+            for file in files:
+                with _open(file) as handle:
+                    layers[file.stem] = _read_layer(handle, file.stem, file, reps)
+                    meta.update(_read_meta(handle))
+        else:
+            with _open(path) as handle:
+                if "mod" in handle:
+                    names = handle["mod"].attrs.get("mod-order", sorted(handle["mod"]))
+                    layers = {
+                        str(name): _read_layer(handle["mod"][str(name)], str(name), path, reps)
+                        for name in names
+                    }
+                else:
+                    name = path.stem
+                    layers = {name: _read_layer(handle, name, path, reps)}
+                meta = _read_meta(handle)
+        if "task" in meta:
+            paired = meta["task"] == "paired"
+        else:
+            paired = bool(meta.get("paired", False))
+        return cls(layers, paired=paired, meta=meta)
+
+
+def _open(path: Path) -> h5py.File:
+    if not path.is_file():
+        msg = f"{path} does not exist; expected an h5mu or h5ad file"
+        raise DataError(msg)
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        msg = f"{path} cannot be read as HDF5 ({error}); it may be truncated: make or copy it again"
+        raise DataError(msg) from error
+
+
+def _read_meta(group: h5py.Group) -> dict[str, Any]:
+    node = group.get(f"uns/{UNS_KEY}")
+    if node is None:
+        return {}
+    text = node[()]
+    return json.loads(text.decode() if isinstance(text, bytes) else text)
+
+
+def _read_layer(group: h5py.Group, name: str, path: Path, reps: Sequence[str] | None) -> Layer:
+    for part in ("X", "obs", "var"):
+        if part not in group:
+            msg = f"{path}: layer {name!r} has no {part}; expected an AnnData group"
+            raise DataError(msg)
+    obs = read_frame(group["obs"])
+    obsm = group.get("obsm", {})
+    return Layer(
+        name=name,
+        counts=read_matrix(group["X"]),
+        cells=obs.index.to_numpy(dtype=str),
+        features=read_frame(group["var"]),
+        reps={
+            key: np.asarray(node, dtype=np.float32)
+            for key, node in obsm.items()
+            if isinstance(node, h5py.Dataset) and (reps is None or key in reps)
+        },
+        batch=obs["batch"].to_numpy(dtype=str) if "batch" in obs else None,
+    )
+
+
+def read_matrix(node: h5py.Group | h5py.Dataset) -> sp.csr_matrix:
+    """Read an AnnData matrix (CSR, CSC or dense) as float32 CSR with sorted indices."""
+    if isinstance(node, h5py.Dataset):
+        return sp.csr_matrix(np.asarray(node, dtype=np.float32))
+    kind = node.attrs.get("encoding-type", "csr_matrix")
+    parts = (node["data"][:].astype(np.float32, copy=False), node["indices"][:], node["indptr"][:])
+    shape = tuple(int(size) for size in node.attrs["shape"])
+    matrix = (sp.csc_matrix if kind == "csc_matrix" else sp.csr_matrix)(parts, shape=shape).tocsr()
+    matrix.sort_indices()
+    return matrix
+
+
+def read_frame(group: h5py.Group) -> pd.DataFrame:
+    """Read an AnnData data frame: plain, categorical and nullable columns."""
+    index = _column(group[group.attrs["_index"]])
+    order = [str(name) for name in group.attrs.get("column-order", [])]
+    return pd.DataFrame(
+        {name: _column(group[name]) for name in order}, index=pd.Index(index, dtype=object)
+    )
+
+
+def _column(node: h5py.Group | h5py.Dataset) -> Any:
+    if isinstance(node, h5py.Dataset):
+        is_text = h5py.check_string_dtype(node.dtype) is not None
+        return node.asstr()[:] if is_text else node[:]
+    if "categories" in node:
+        codes = node["codes"][:]
+        return pd.Categorical.from_codes(codes, _column(node["categories"]))
+    values, mask = _column(node["values"]), node["mask"][:]
+    column = pd.Series(values, dtype=object)
+    column[mask] = None
+    return column.to_numpy()

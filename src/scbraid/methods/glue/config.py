@@ -1,0 +1,112 @@
+"""Options of GLUE, their defaults and its presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from scbraid.methods.config import MethodConfig, option
+
+
+@dataclasses.dataclass(frozen=True)
+class GlueConfig(MethodConfig):
+    """Options of GLUE; docs/methods/glue.md argues every default."""
+
+    latent_dim: int = option(50, "width of cell and feature embeddings", ge=1)
+    hidden_dim: int = option(256, "width of hidden layers (encoders and discriminator)", ge=1)
+    hidden_depth: int = option(2, "hidden layers (encoders and discriminator); 0 is linear", ge=0)
+    dropout: float = option(0.2, "dropout rate (encoders and discriminator)", ge=0, lt=1)
+    lam_data: float = option(1.0, "weight of the data likelihoods", ge=0)
+    lam_kl: float = option(1.0, "weight of the KL terms", ge=0)
+    lam_graph: float = option(0.02, "weight of the graph term (times the number of layers)", ge=0)
+    lam_align: float = option(0.05, "weight of the adversarial alignment", ge=0)
+    lam_joint_cross: float = option(0.02, "paired: weight of decoding from the mean cell", ge=0)
+    lam_real_cross: float = option(0.02, "paired: weight of decoding across layers", ge=0)
+    lam_cosine: float = option(0.02, "paired: weight of the cosine distance to the mean", ge=0)
+    learning_rate: float = option(2e-3, "learning rate of both RMSprop optimisers", gt=0)
+    batch_size: int = option(128, "cells of each layer in a step", ge=2)
+    val_split: float = option(0.1, "share of cells held out for validation", gt=0, lt=1)
+    n_negatives: int = option(10, "negative edges per positive", ge=1)
+    edge_batches: int = option(32, "minibatches a graph epoch is cut into", ge=1)
+    use_rep: bool = option(True, "encode PCA/LSI; False encodes the features themselves")
+    use_batch: bool = option(True, "batch-specific decoders where the input has batches")
+    shared_batches: bool = option(False, "condition discriminator and balancing on batch")
+    pretrain: bool = option(True, "first stage under permanent noise, source of the weights")
+    balance: bool = option(True, "weight cells by matched clusters in the second stage")
+    balance_resolution: float = option(1.0, "Leiden resolution of the clusters to match", gt=0)
+    balance_cutoff: float = option(0.5, "cosine below which clusters do not match", ge=0, le=1)
+    balance_power: float = option(4.0, "power of the cosine", gt=0)
+    balance_rule: str = option(
+        "product",
+        "how more than two layers combine: product of all pairs (code) or sum over pairs (paper)",
+        choices=("product", "sum"),
+    )
+    noise: float = option(1.5, "alignment noise, in standard deviations of the embedding", ge=0)
+    discriminator_input: str = option(
+        "mean", "what the discriminator sees of q(u|x)", choices=("mean", "sample")
+    )
+    restore: str = option(
+        "latest", "which of the three best checkpoints is kept", choices=("latest", "best")
+    )
+    fine_tune_seed_offset: int = option(1, "seed of the second stage minus that of the first")
+    duration: float = option(
+        1.0, "length of the automatic schedule; 1 is 24,000 steps a stage at most", gt=0
+    )
+    max_epochs: int | None = option(None, "epochs a stage at most; automatic when None", ge=1)
+    threads: int | None = option(None, "CPU threads of torch; its own choice when None", ge=1)
+
+
+# Behaviour of the version that the paper names for reproduction (v0.2.0).
+PAPER: dict[str, Any] = {
+    "discriminator_input": "mean",
+    "noise": 1.5,
+    "balance_rule": "product",
+    "restore": "latest",
+    "fine_tune_seed_offset": 0,
+    "duration": 1.0,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": PAPER,
+    "no_balance": {"balance": False},
+    "no_pretrain": {"pretrain": False, "balance": False},
+    "no_align": {"lam_align": 0.0, "balance": False},
+    "raw_input": {"use_rep": False},
+}
+
+# Durations in units of 1/learning rate: a stage of P units has P/lr steps, and at least P epochs.
+BURNIN_UNITS = 8.0
+MAX_UNITS = 48.0
+PATIENCE_UNITS = 4.0
+REDUCE_LR_UNITS = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Durations:
+    """The automatic schedule of one data set, in epochs."""
+
+    burnin: int
+    max_epochs: int
+    patience: int
+    reduce_lr_patience: int
+
+
+def automatic_durations(n_cells: int, config: GlueConfig) -> Durations:
+    """Epochs of burn-in, training and patience for `n_cells` (a paired cell counts once).
+
+    With b = N·(1 − validation share)/batch size steps an epoch, P units last
+    max(⌈P/(lr·b)⌉, ⌈P⌉) epochs (GLUE v0.2.0 and later).
+    """
+    steps = n_cells * (1 - config.val_split) / config.batch_size
+
+    def epochs(units: float) -> int:
+        units *= config.duration
+        return max(math.ceil(units / (config.learning_rate * steps)), math.ceil(units))
+
+    return Durations(
+        burnin=epochs(BURNIN_UNITS),
+        max_epochs=config.max_epochs or epochs(MAX_UNITS),
+        patience=epochs(PATIENCE_UNITS),
+        reduce_lr_patience=epochs(REDUCE_LR_UNITS),
+    )

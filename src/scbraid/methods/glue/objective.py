@@ -1,0 +1,333 @@
+"""One training and one validation step of GLUE: losses, adversary, noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scbraid.methods.glue.config import GlueConfig
+from scbraid.methods.glue.inputs import GlueInputs
+from scbraid.methods.glue.network import GlueNetwork, LayerData
+from scbraid.nn.blocks import gaussian_kl
+from scbraid.nn.counts import CountBatch
+from scbraid.nn.graph import EdgeBatch, EdgeSampler, edge_nll
+
+
+class CellSampler:
+    """Minibatches of cells: every step has `batch_size` cells of every layer.
+
+    An epoch goes once over the union of cells. A drawn cell brings its own layers; every layer in
+    which it does not exist gets a random cell of its own part of the split, so that all layers are
+    seen equally often whatever their sizes (GLUE, cell sampling).
+
+    Parameters
+    ----------
+    cells
+        (n_ids, n_layers) rows of each cell in each layer, -1 where absent.
+    batch_size
+        Cells of each layer in a step.
+    val_split
+        Share of ids held out.
+    seed
+        Seed of split, shuffles and fills.
+    """
+
+    def __init__(self, cells: np.ndarray, batch_size: int, val_split: float, seed: int) -> None:
+        self.batch_size = batch_size
+        self._rng = np.random.default_rng(seed)
+        order = self._rng.permutation(len(cells))
+        n_val = max(1, round(val_split * len(cells)))
+        self._parts = {"validation": cells[order[:n_val]], "train": cells[order[n_val:]]}
+        for split, part in self._parts.items():
+            for k in range(cells.shape[1]):
+                if not (part[:, k] >= 0).any():
+                    # With a handful of cells a split may miss a layer: it then draws from all.
+                    extra = cells[cells[:, k] >= 0][:1]
+                    self._parts[split] = np.concatenate([self._parts[split], extra])
+        self._pools = {
+            split: [part[part[:, k] >= 0, k] for k in range(cells.shape[1])]
+            for split, part in self._parts.items()
+        }
+
+    def epoch(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (rows, drawn): both (n, n_layers); `drawn` is False where a row was filled in.
+
+        Training batches drop an incomplete last one, unless it is the only one.
+        """
+        part = self._parts[split]
+        order = self._rng.permutation(len(part))
+        size = self.batch_size
+        stop = len(part) - len(part) % size if split == "train" else len(part)
+        for first in range(0, stop or len(part), size):
+            rows = part[order[first : first + size]].copy()
+            drawn = rows >= 0
+            for k, pool in enumerate(self._pools[split]):
+                absent = np.flatnonzero(~drawn[:, k])
+                rows[absent, k] = self._rng.choice(pool, len(absent))
+            yield rows, drawn
+
+
+class GlueTask:
+    """GLUE's adversarial training, as the engine runs it.
+
+    Parameters
+    ----------
+    network
+        The modules; trained in place.
+    layers
+        Arrays on the training device.
+    inputs
+        Graph and cell table.
+    config
+        Options.
+    weights
+        Balancing weight of each cell, by layer, mean 1; None for all ones.
+    noise_level
+        τ by epoch (1-based): the share of the full alignment noise.
+    n_shared_batches
+        Batches that the discriminator is told, or None.
+    paired
+        Whether the terms of the paired variant are added.
+    seed
+        Seed of every random choice.
+    """
+
+    monitor = "vae"
+
+    def __init__(
+        self,
+        network: GlueNetwork,
+        layers: list[LayerData],
+        inputs: GlueInputs,
+        config: GlueConfig,
+        *,
+        weights: list[np.ndarray] | None,
+        noise_level: Callable[[int], float],
+        n_shared_batches: int | None,
+        paired: bool,
+        seed: int,
+    ) -> None:
+        self.model: nn.Module = network
+        self.network = network
+        self.layers = layers
+        self.config = config
+        self.noise_level = noise_level
+        self.n_shared_batches = n_shared_batches
+        self.paired = paired
+        self.device = layers[0].batch.device
+        self.weights = (
+            None
+            if weights is None
+            else [torch.from_numpy(w.astype(np.float32)).to(self.device) for w in weights]
+        )
+        streams = np.random.SeedSequence(seed).generate_state(2)
+        self.cells = CellSampler(inputs.cells, config.batch_size, config.val_split, int(streams[0]))
+        self.edges = EdgeSampler(
+            inputs.graph,
+            n_negatives=config.n_negatives,
+            n_batches=config.edge_batches,
+            seed=int(streams[1]),
+        )
+        self._edge_stream: Iterator[EdgeBatch] = iter(())
+        torch.manual_seed(seed)
+        self._generator = torch.optim.RMSprop(
+            network.generator_parameters(), lr=config.learning_rate
+        )
+        self._adversary = torch.optim.RMSprop(
+            network.discriminator.parameters(), lr=config.learning_rate
+        )
+        self.optimizers: list[torch.optim.Optimizer] = [self._generator, self._adversary]
+
+    # -- what the engine calls -------------------------------------------------------------
+
+    def train_steps(self, epoch: int) -> Iterator[dict[str, Tensor]]:
+        """Discriminator step, then generator step, for every minibatch."""
+        tau = self.noise_level(epoch)
+        self._edge_stream = iter(())
+        for rows, drawn in self.cells.epoch("train"):
+            batch = self._gather(rows, drawn)
+            self._adversary.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                seen = [self._visible(*self._encode(layer)) for layer in batch]
+            (self.config.lam_align * self._discriminate(batch, seen, tau)).backward()
+            self._adversary.step()
+
+            self._generator.zero_grad(set_to_none=True)
+            self.network.discriminator.requires_grad_(False)
+            terms = self._terms(batch, self._next_edges(), tau, self._sample_features())
+            terms["total"].backward()
+            self.network.discriminator.requires_grad_(True)
+            self._generator.step()
+            yield {name: value.detach() for name, value in terms.items()}
+
+    def validation_steps(self, epoch: int) -> Iterator[dict[str, Tensor]]:
+        """Evaluate the same terms on held-out cells; edges are not split."""
+        tau = self.noise_level(epoch)
+        features = self._sample_features()
+        for rows, drawn in self.cells.epoch("validation"):
+            yield self._terms(self._gather(rows, drawn), self._next_edges(), tau, features)
+
+    # -- losses ----------------------------------------------------------------------------
+
+    def _terms(
+        self,
+        batch: list[_LayerBatch],
+        edges: EdgeBatch,
+        tau: float,
+        features: tuple[Tensor, Tensor, Tensor],
+    ) -> dict[str, Tensor]:
+        """All loss terms; `vae` is monitored, `total` is minimised by the generator."""
+        config = self.config
+        mean_v, std_v, v = features
+        terms: dict[str, Tensor] = {}
+        data_term = v.new_zeros(())
+        seen, samples = [], []
+        for layer in batch:
+            mean, std = self._encode(layer)
+            u = mean + std * torch.randn_like(std)
+            seen.append(self._visible(mean, std))
+            samples.append(u)
+            nll = self._nll(layer, u, v)
+            kl = gaussian_kl(mean, std).mean() / layer.observed.shape[1]
+            terms[f"{layer.data.name}_nll"] = nll
+            terms[f"{layer.data.name}_kl"] = kl
+            data_term = data_term + nll + config.lam_kl * kl
+        graph_nll = edge_nll(v, edges)
+        # Mean over vertices AND divided by their number: |V| divides twice, as in the original.
+        graph_kl = gaussian_kl(mean_v, std_v).mean() / len(mean_v)
+        terms["graph_nll"], terms["graph_kl"] = graph_nll, graph_kl
+        vae = config.lam_data * data_term
+        vae = vae + config.lam_graph * len(batch) * (graph_nll + config.lam_kl * graph_kl)
+        if self.paired:
+            paired = self._paired_terms(batch, samples, v)
+            terms.update(paired)
+            vae = (
+                vae
+                + config.lam_joint_cross * paired["joint_cross"]
+                + config.lam_real_cross * paired["real_cross"]
+                + config.lam_cosine * paired["cosine"]
+            )
+        terms["discriminator"] = self._discriminate(batch, seen, tau)
+        terms["vae"] = vae
+        terms["total"] = vae - config.lam_align * terms["discriminator"]
+        return terms
+
+    def _nll(self, layer: _LayerBatch, u: Tensor, v: Tensor) -> Tensor:
+        own = v[self.network.vertices(layer.data.name)]
+        return self.network.decoders[layer.data.name].nll(u, own, layer.observed, layer.batch)
+
+    def _discriminate(self, batch: list[_LayerBatch], seen: list[Tensor], tau: float) -> Tensor:
+        """Weighted cross-entropy of guessing the layer, mean over all cells of the step."""
+        u = torch.cat(seen)
+        if tau > 0:
+            with torch.no_grad():
+                noise = torch.randn_like(u) * u.std(0)
+            u = u + (tau * self.config.noise) * noise
+        if self.n_shared_batches is not None:
+            codes = torch.cat([layer.batch for layer in batch])
+            u = torch.cat([u, F.one_hot(codes, self.n_shared_batches).to(u.dtype)], dim=1)
+        label = torch.cat(
+            [
+                torch.full((len(part),), k, dtype=torch.long, device=u.device)
+                for k, part in enumerate(seen)
+            ]
+        )
+        losses = F.cross_entropy(self.network.discriminator(u), label, reduction="none")
+        if self.weights is not None:
+            losses = losses * torch.cat(
+                [w[layer.rows] for w, layer in zip(self.weights, batch, strict=True)]
+            )
+        return losses.mean()
+
+    def _paired_terms(
+        self, batch: list[_LayerBatch], samples: list[Tensor], v: Tensor
+    ) -> dict[str, Tensor]:
+        """Terms of the paired variant: cells present in several layers tie their embeddings."""
+        present = torch.stack([layer.drawn for layer in batch])
+        stacked = torch.stack(samples)
+        share = present.to(v.dtype) / present.sum(0).clamp_min(1)
+        center = (share[:, :, None] * stacked).sum(0)
+        joint = real = cosine = v.new_zeros(())
+        for k, layer in enumerate(batch):
+            keep = present[k].nonzero()[:, 0]
+            if not len(keep):
+                continue
+            part = layer.take(keep)
+            joint = joint + self._nll(part, center[keep], v)
+            distance = 1 - F.cosine_similarity(samples[k][keep], center[keep], dim=1)
+            cosine = cosine + distance.mean()
+            for other in range(len(batch)):
+                both = (present[k] & present[other]).nonzero()[:, 0]
+                if other != k and len(both):
+                    real = real + self._nll(layer.take(both), samples[other][both], v)
+        return {"joint_cross": joint, "real_cross": real, "cosine": cosine}
+
+    # -- sampling --------------------------------------------------------------------------
+
+    def _encode(self, layer: _LayerBatch) -> tuple[Tensor, Tensor]:
+        return self.network.encoders[layer.data.name](layer.encoder_input)
+
+    def _visible(self, mean: Tensor, std: Tensor) -> Tensor:
+        if self.config.discriminator_input == "mean":
+            return mean
+        return mean + std * torch.randn_like(std)
+
+    def _sample_features(self) -> tuple[Tensor, Tensor, Tensor]:
+        mean, std = self.network.graph_encoder()
+        return mean, std, mean + std * torch.randn_like(std)
+
+    def _gather(self, rows: np.ndarray, drawn: np.ndarray) -> list[_LayerBatch]:
+        rows_t = torch.from_numpy(rows).to(self.device)
+        drawn_t = torch.from_numpy(drawn).to(self.device)
+        return [
+            _LayerBatch.gather(layer, rows_t[:, k], drawn_t[:, k])
+            for k, layer in enumerate(self.layers)
+        ]
+
+    def _next_edges(self) -> EdgeBatch:
+        batch = next(self._edge_stream, None)
+        if batch is None:
+            self._edge_stream = self.edges.batches(self.device)
+            batch = next(self._edge_stream)
+        return batch
+
+
+class _LayerBatch:
+    """The cells of one layer in one step."""
+
+    def __init__(
+        self,
+        data: LayerData,
+        rows: Tensor,
+        drawn: Tensor,
+        observed: CountBatch,
+        encoder_input: Tensor,
+        batch: Tensor,
+    ) -> None:
+        self.data = data
+        self.rows = rows
+        self.drawn = drawn
+        self.observed = observed
+        self.encoder_input = encoder_input
+        self.batch = batch
+
+    @classmethod
+    def gather(cls, data: LayerData, rows: Tensor, drawn: Tensor) -> _LayerBatch:
+        observed = data.observed.batch(rows)
+        return cls(
+            data, rows, drawn, observed, data.encoder_input(rows, observed), data.batch[rows]
+        )
+
+    def take(self, keep: Tensor) -> _LayerBatch:
+        return _LayerBatch(
+            self.data,
+            self.rows[keep],
+            self.drawn[keep],
+            self.observed.take(keep),
+            self.encoder_input[keep],
+            self.batch[keep],
+        )

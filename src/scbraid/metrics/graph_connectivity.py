@@ -1,0 +1,46 @@
+"""Graph connectivity: whether each cell type hangs together in the neighbour graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from scbraid.metrics._arrays import encode
+
+
+def graph_connectivity(graph: sparse.csr_matrix, labels: npt.ArrayLike) -> float:
+    """Mean over cell types of the share of the type in its largest connected component.
+
+    Parameters
+    ----------
+    graph
+        Symmetric neighbour graph, (n_cells, n_cells): the fuzzy graph of 15 neighbours of all
+        layers' cells for the definition ``scib-1.1``. An entry other than 0 is an edge.
+    labels
+        Cell types, shape (n_cells,).
+
+    Returns
+    -------
+    float
+        In (0, 1]; 1 when every type is one piece.
+
+    Notes
+    -----
+    Components are those of the undirected graph (a cell that nobody points to still hangs on the
+    cells it points to), within the type. Edges between types are dropped once and all
+    components found in one call.
+    """
+    from scipy.sparse.csgraph import connected_components
+
+    codes = encode(labels, graph.shape[0])
+    edges = graph.tocoo()
+    same = (codes[edges.row] == codes[edges.col]) & (edges.data != 0)
+    within = sparse.csr_matrix(
+        (np.ones(int(same.sum()), np.int8), (edges.row[same], edges.col[same])), shape=graph.shape
+    )
+    n_components, component = connected_components(within, directed=False)
+    sizes = np.bincount(component, minlength=n_components)
+    largest = np.zeros(int(codes.max()) + 1, np.int64)
+    np.maximum.at(largest, codes, sizes[component])
+    return float((largest / np.bincount(codes)).mean())

@@ -1,0 +1,1 @@
+"""Building blocks on tensors: likelihoods, sparse products, encoders, edge sampling."""

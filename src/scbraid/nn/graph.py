@@ -1,0 +1,311 @@
+"""Signed feature graphs on tensors: propagation, edge sampling, and the edge likelihood."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scbraid.nn.negative_binomial import EPS
+
+
+class SparseProduct(nn.Module):
+    """Multiply by a fixed sparse matrix, with its transpose stored for the backward pass.
+
+    Parameters
+    ----------
+    rows, columns, values
+        Coordinate form, each of shape (n_entries,); repeated positions add up.
+    shape
+        (n_rows, n_columns).
+    """
+
+    def __init__(
+        self, rows: np.ndarray, columns: np.ndarray, values: np.ndarray, shape: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        forward = _csr(rows, columns, values, shape)
+        backward = _csr(columns, rows, values, (shape[1], shape[0]))
+        # Derived from the graph, so they are no part of a saved model.
+        self.register_buffer("matrix", forward, persistent=False)
+        self.register_buffer("transpose", backward, persistent=False)
+
+    def forward(self, dense: Tensor) -> Tensor:
+        """Return matrix @ dense, shape (n_rows, k)."""
+        return _SparseProduct.apply(self.matrix, self.transpose, dense)
+
+
+class _SparseProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, transpose: Tensor, dense: Tensor) -> Tensor:
+        ctx.transpose = transpose
+        return matrix @ dense
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, ctx.transpose @ grad_outputs[0].contiguous()
+
+
+def _csr(
+    rows: np.ndarray, columns: np.ndarray, values: np.ndarray, shape: tuple[int, int]
+) -> Tensor:
+    import warnings
+
+    import scipy.sparse as sp
+
+    matrix = sp.coo_matrix((values, (rows, columns)), shape=shape).tocsr()
+    with warnings.catch_warnings():
+        # torch announces that its CSR support is in beta at every construction.
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
+        return torch.sparse_csr_tensor(
+            torch.from_numpy(matrix.indptr.astype(np.int64)),
+            torch.from_numpy(matrix.indices.astype(np.int64)),
+            torch.from_numpy(matrix.data.astype(np.float32)),
+            size=shape,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SignedGraph:
+    """A directed signed weighted multigraph over numbered vertices.
+
+    Attributes
+    ----------
+    source, target
+        int64, shape (n_edges,).
+    sign
+        float32 of -1 and +1, shape (n_edges,).
+    weight
+        float32 in (0, 1], shape (n_edges,).
+    n_vertices
+        Number of vertices.
+    """
+
+    source: np.ndarray
+    target: np.ndarray
+    sign: np.ndarray
+    weight: np.ndarray
+    n_vertices: int
+
+    def propagation(self) -> SparseProduct:
+        """h_j = Σ_{i→j} s·w·d_j^(−1/2)·V_i with d_j the weighted in-degree of the target.
+
+        "Variance keeping" normalisation of GLUE's graph encoder: one division by the root of the
+        in-degree, self-loops and parallel edges included.
+        """
+        degree = np.bincount(self.target, self.weight, self.n_vertices)
+        values = self.sign * self.weight / np.sqrt(degree[self.target])
+        return SparseProduct(self.target, self.source, values, (self.n_vertices,) * 2)
+
+
+class GraphEncoder(nn.Module):
+    """Vertex table, one signed propagation, two linear heads (GLUE, graph encoder).
+
+    Parameters
+    ----------
+    graph
+        The guidance graph with reverse edges and self-loops.
+    latent_dim
+        Width of the vertex table and of both heads.
+    """
+
+    def __init__(self, graph: SignedGraph, latent_dim: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(graph.n_vertices, latent_dim))
+        self.propagate = graph.propagation()
+        self.mean = nn.Linear(latent_dim, latent_dim)
+        self.std = nn.Linear(latent_dim, latent_dim)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of q(v | G), each (n_vertices, latent_dim)."""
+        hidden = self.propagate(self.table)
+        return self.mean(hidden), F.softplus(self.std(hidden)) + EPS
+
+
+@dataclasses.dataclass(frozen=True)
+class EdgeBatch:
+    """Sampled edges: endpoints, sign and whether they exist (label 1) or not (label 0)."""
+
+    source: Tensor
+    target: Tensor
+    sign: Tensor
+    label: Tensor
+
+
+class EdgeSampler:
+    """Positive edges by weight, negative edges by rejection (GLUE, graph decoder).
+
+    Each graph epoch draws n_eff = round(Σ w) positives with probability ∝ w and, for each of them,
+    `n_negatives` edges that keep its source and sign and take a target ∝ weighted degree (both
+    directions, self-loops excluded), redrawn while the edge exists. The epoch is shuffled and cut
+    into `n_batches` minibatches.
+
+    Parameters
+    ----------
+    graph
+        The training graph.
+    n_negatives
+        Negatives per positive.
+    n_batches
+        Minibatches a graph epoch.
+    seed
+        Seed of the sampler's own generator.
+    """
+
+    def __init__(
+        self, graph: SignedGraph, *, n_negatives: int = 10, n_batches: int = 32, seed: int = 0
+    ) -> None:
+        self.graph = graph
+        self.n_negatives = n_negatives
+        self.n_effective = max(1, int(np.rint(graph.weight.sum(dtype=np.float64))))
+        n_edges = (1 + n_negatives) * self.n_effective
+        self.batch_size = -(-n_edges // n_batches)
+        self.rng = np.random.default_rng(seed)
+        self._positive = _AliasTable(graph.weight)
+        degree = np.zeros(graph.n_vertices)
+        between = graph.source != graph.target
+        for ends in (graph.source[between], graph.target[between]):
+            degree += np.bincount(ends, graph.weight[between], graph.n_vertices)
+        if not degree.any():
+            # A graph of self-loops alone: every vertex is as good a negative as another.
+            degree += 1.0
+        self._negative = _AliasTable(degree)
+        self._known = _KeySet(_edge_keys(graph.source, graph.target, graph.sign, graph.n_vertices))
+
+    def epoch(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Draw one graph epoch: source, target, sign, label, shuffled together."""
+        graph, rng = self.graph, self.rng
+        drawn = self._positive.draw(self.n_effective, rng)
+        source, sign = graph.source[drawn], graph.sign[drawn]
+        negative_source = np.repeat(source, self.n_negatives)
+        negative_sign = np.repeat(sign, self.n_negatives)
+        negative_target = self._negative.draw(len(negative_source), rng)
+        clash = self._clashes(negative_source, negative_target, negative_sign)
+        redraws = 0
+        while len(clash):
+            # A vertex joined to every other one has no negative: it keeps its last draw.
+            redraws += 1
+            if redraws > 100:
+                break
+            negative_target[clash] = self._negative.draw(len(clash), rng)
+            clash = clash[
+                self._clashes(negative_source[clash], negative_target[clash], negative_sign[clash])
+            ]
+        order = rng.permutation(len(source) * (1 + self.n_negatives))
+        label = np.zeros(len(order), np.float32)
+        label[: len(source)] = 1.0
+        return (
+            np.concatenate([source, negative_source])[order],
+            np.concatenate([graph.target[drawn], negative_target])[order],
+            np.concatenate([sign, negative_sign])[order],
+            label[order],
+        )
+
+    def batches(self, device: torch.device) -> Iterator[EdgeBatch]:
+        """Yield the minibatches of one fresh graph epoch."""
+        parts = [torch.from_numpy(part).to(device) for part in self.epoch()]
+        for first in range(0, len(parts[0]), self.batch_size):
+            yield EdgeBatch(*(part[first : first + self.batch_size] for part in parts))
+
+    def _clashes(self, source: np.ndarray, target: np.ndarray, sign: np.ndarray) -> np.ndarray:
+        keys = _edge_keys(source, target, sign, self.graph.n_vertices)
+        return self._known.positions_of_members(keys)
+
+
+def _edge_keys(
+    source: np.ndarray, target: np.ndarray, sign: np.ndarray, n_vertices: int
+) -> np.ndarray:
+    pair = source.astype(np.int64) * n_vertices + target
+    return 2 * pair + (sign > 0)
+
+
+class _KeySet:
+    """Membership of integer keys: a byte table answers most, a sorted list decides the rest."""
+
+    _TABLE_BITS = 21
+
+    def __init__(self, keys: np.ndarray) -> None:
+        self._sorted = np.unique(keys)
+        self._table = np.zeros(1 << self._TABLE_BITS, np.bool_)
+        self._table[self._slots(self._sorted)] = True
+
+    def _slots(self, keys: np.ndarray) -> np.ndarray:
+        # Fibonacci hashing: the upper bits of a product with 2^64/φ.
+        product = keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        return (product >> np.uint64(64 - self._TABLE_BITS)).astype(np.int64)
+
+    def positions_of_members(self, keys: np.ndarray) -> np.ndarray:
+        """Positions in `keys` whose key is in the set, ascending."""
+        candidates = np.flatnonzero(self._table[self._slots(keys)])
+        where = np.searchsorted(self._sorted, keys[candidates])
+        where[where == len(self._sorted)] = 0
+        return candidates[self._sorted[where] == keys[candidates]]
+
+
+class _AliasTable:
+    """Draw indices with given weights in constant time each (Walker 1977, Vose 1991)."""
+
+    def __init__(self, weights: np.ndarray) -> None:
+        weights = np.asarray(weights, dtype=np.float64)
+        n = len(weights)
+        scaled = weights * (n / weights.sum())
+        self._keep = np.ones(n)
+        self._alias = np.arange(n)
+        small = list(np.flatnonzero(scaled < 1))
+        large = list(np.flatnonzero(scaled >= 1))
+        while small and large:
+            low, high = small.pop(), large.pop()
+            self._keep[low] = scaled[low]
+            self._alias[low] = high
+            scaled[high] -= 1 - scaled[low]
+            (small if scaled[high] < 1 else large).append(high)
+
+    def draw(self, size: int, rng: np.random.Generator) -> np.ndarray:
+        """Return int64 indices of shape (size,)."""
+        # One uniform number gives both the column (integer part) and the coin (fraction).
+        point = rng.random(size) * len(self._keep)
+        column = point.astype(np.int64)
+        return np.where(point - column < self._keep[column], column, self._alias[column])
+
+
+class _EdgeLogits(torch.autograd.Function):
+    """s·⟨v_i, v_j⟩ for many edges; the backward pass scatters rows instead of storing gathers."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, source: Tensor, target: Tensor, sign: Tensor) -> Tensor:
+        ctx.save_for_backward(v, source, target, sign)
+        return (v[source] * v[target]).sum(1) * sign
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        v, source, target, sign = ctx.saved_tensors
+        scale = (grad_outputs[0] * sign)[:, None]
+        grad = torch.zeros_like(v)
+        grad.index_add_(0, source, v[target] * scale)
+        grad.index_add_(0, target, v[source] * scale)
+        return grad, None, None, None
+
+
+def edge_nll(v: Tensor, edges: EdgeBatch) -> Tensor:
+    """½[mean over positives of −log σ(s⟨v_i,v_j⟩) + mean over negatives of −log(1−σ(·))].
+
+    Parameters
+    ----------
+    v
+        Vertex embeddings, shape (n_vertices, latent_dim).
+    edges
+        Sampled edges. When one class is absent, the mean of the other stands alone.
+    """
+    logits = _EdgeLogits.apply(v, edges.source, edges.target, edges.sign)
+    losses = F.binary_cross_entropy_with_logits(logits, edges.label, reduction="none")
+    n_positive = edges.label.sum()
+    n_negative = len(edges.label) - n_positive
+    positive = (losses * edges.label).sum() / n_positive.clamp_min(1)
+    negative = (losses * (1 - edges.label)).sum() / n_negative.clamp_min(1)
+    n_classes = (n_positive > 0).to(v.dtype) + (n_negative > 0).to(v.dtype)
+    return (positive + negative) / n_classes

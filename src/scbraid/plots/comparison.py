@@ -1,0 +1,364 @@
+"""Two figures that compare methods point by point: biology against mixing, and FOSCTTM."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from scbraid.plots import tidy
+from scbraid.plots.style import (
+    EXTRA_MARKERS,
+    FAINT,
+    GREYS,
+    HEADING_MM,
+    INK,
+    MUTED,
+    OKABE_ITO,
+    ONE_COLUMN_MM,
+    ROLE_MARKERS,
+    SIZE_SMALL,
+    SIZE_TEXT,
+    STATUS_WORDS,
+    TWO_COLUMNS_MM,
+    Drawing,
+    Key,
+    Legend,
+    Sheet,
+    check_not_empty,
+    finish,
+    panel_heading,
+    paragraph_height,
+    seed_offsets,
+    shorten,
+    style,
+    text_width,
+    wrap,
+)
+
+CHANCE = 0.5
+
+
+def method_keys(methods: pd.DataFrame) -> dict[str, Key]:
+    """Colour and marker of each method, by method_id.
+
+    Subjects, then baselines take the colours of Okabe and Ito in turn, controls and oracles greys;
+    the shape tells the role, and a role that comes round to a colour again takes its second shape.
+
+    Parameters
+    ----------
+    methods
+        Rows of `scbraid.plots.tidy.method_rows`: all methods of a study, so that a method keeps its
+        colour in every figure, also where others have nothing to show.
+    """
+    keys: dict[str, Key] = {}
+    taken: dict[tuple[str, str], int] = {}
+    for palette, roles in ((OKABE_ITO, ("subject", "baseline")), (GREYS, ("control", "oracle"))):
+        own = methods[methods["role"].isin(roles)]
+        places = own["role"].map(tidy.ROLES.index)
+        names = own["label"].str.casefold()
+        own = own.assign(_place=places, _name=names).sort_values(["_place", "_name", "method_id"])
+        for rank, row in enumerate(own.itertuples(index=False)):
+            color = palette[rank % len(palette)]
+            turn = taken.get((row.role, color), 0)
+            taken[row.role, color] = turn + 1
+            markers = (ROLE_MARKERS[row.role], EXTRA_MARKERS[row.role], "X", "*")
+            marker = markers[turn % len(markers)]
+            keys[row.method_id] = Key(tidy.marked(row.label, row.uses), color, marker)
+    return keys
+
+
+def panel_columns(n_panels: int) -> int:
+    """Columns of a grid of panels: at most three, and no lonely panel in the last row of four."""
+    return {1: 1, 2: 2, 4: 2}.get(n_panels, 3)
+
+
+def bio_vs_mixing(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None) -> Drawing:
+    """Draw biology conservation against mixing, one panel a data set and condition.
+
+    Small points are seeds; the large one is their mean, with one standard deviation both ways.
+
+    Parameters
+    ----------
+    scores
+        Long table of a study with the aggregate metrics ``bio`` and ``mixing``.
+    stem
+        Where to write pdf, png and tsv; nothing is written when None.
+
+    Returns
+    -------
+    Drawing
+        Columns of its table: panel, dataset, condition, method, label, role, mark (``seed`` or
+        ``mean``), seed, bio, mixing, and for means bio_sd, mixing_sd and n.
+
+    Raises
+    ------
+    DataError
+        When no run has both aggregates.
+    """
+    table = tidy.prepare_scores(scores)
+    wanted = table[table["metric"].isin(["bio", "mixing"]) & table["value"].notna()]
+    keys = [*tidy.ROW, "seed"]
+    wide = wanted.pivot_table(index=keys, columns="metric", values="value").reset_index()
+    wide = wide.reindex(columns=[*keys, "bio", "mixing"]).dropna(subset=["bio", "mixing"])
+    check_not_empty(wide, "the table of aggregate scores (metrics bio and mixing)")
+    methods = tidy.method_rows(table[table["method_id"].isin(wide["method_id"])])
+    marks = method_keys(tidy.method_rows(table))
+    means = _mean_points(wide)
+
+    panels = tidy.facets(wide)
+    with style():
+        n_columns = panel_columns(len(panels))
+        width = ONE_COLUMN_MM if n_columns == 1 else TWO_COLUMNS_MM
+        gap, left, title_height, foot = 11.0, 11.0, HEADING_MM + 2.0, 10.0
+        side = min((width - left - 3 - gap * (n_columns - 1)) / n_columns, 74.0)
+        width = min(width, left + n_columns * (side + gap) - gap + 3)
+        shown = [marks[method] for method in methods["method_id"]]
+        legend = Legend("", shown, width - 4)
+        n_rows = math.ceil(len(panels) / n_columns)
+        note = " ".join(
+            part
+            for part in (
+                "Small points: seeds. Large points: mean, with one standard deviation.",
+                tidy.mark_note(methods["uses"]),
+            )
+            if part
+        )
+        body = n_rows * (title_height + side + foot)
+        height = body + legend.height + paragraph_height(note, width - 4) + 6
+        sheet = Sheet(width, height)
+        limits = _limits(wide)
+        for at, (dataset, condition, title) in enumerate(panels):
+            row, column = divmod(at, n_columns)
+            x = left + column * (side + gap)
+            y = row * (title_height + side + foot) + title_height
+            panel_heading(sheet, x, y - 1.8, title, side)
+            axes = sheet.axes(x, y, side, side)
+            _scatter(
+                axes,
+                tidy.at(wide, dataset, condition),
+                tidy.at(means, dataset, condition),
+                marks,
+            )
+            axes.set(xlim=limits["bio"], ylim=limits["mixing"])
+            axes.set_xlabel("biology conservation →")
+            axes.set_ylabel("mixing of layers →")
+        legend.draw(sheet, 2.0, body + 1.0)
+        sheet.paragraph(2.0, body + legend.height + 2.5, note, width - 4)
+        return finish(sheet, _points_table(wide, means, methods), stem)
+
+
+def _mean_points(wide: pd.DataFrame) -> pd.DataFrame:
+    grouped = wide.groupby(tidy.ROW, sort=True)
+    return grouped.agg(
+        bio_sd=("bio", "std"),
+        mixing_sd=("mixing", "std"),
+        n=("bio", "size"),
+        bio=("bio", "mean"),
+        mixing=("mixing", "mean"),
+    ).reset_index()
+
+
+def _limits(wide: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """Common limits of all panels: the data with a border, so that panels can be compared."""
+    limits = {}
+    for name in ("bio", "mixing"):
+        low, high = float(wide[name].min()), float(wide[name].max())
+        border = max(0.08 * (high - low), 0.02)
+        limits[name] = (low - border, high + border)
+    return limits
+
+
+def _scatter(axes: Axes, seeds: pd.DataFrame, means: pd.DataFrame, marks: dict[str, Key]) -> None:
+    axes.grid(visible=True)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    for method, own in seeds.groupby("method_id", sort=True):
+        key = marks[str(method)]
+        axes.scatter(
+            own["bio"],
+            own["mixing"],
+            s=5,
+            c=key.color,
+            marker=key.marker,
+            lw=0,
+            alpha=0.55,
+            zorder=2,
+        )
+    for row in means.itertuples(index=False):
+        key = marks[row.method_id]
+        axes.errorbar(
+            row.bio,
+            row.mixing,
+            xerr=np.nan_to_num(row.bio_sd),
+            yerr=np.nan_to_num(row.mixing_sd),
+            fmt=key.marker,
+            ms=4.6,
+            mfc=key.color,
+            mec=INK,
+            mew=0.4,
+            ecolor=INK,
+            elinewidth=0.5,
+            zorder=3,
+        )
+
+
+def _points_table(wide: pd.DataFrame, means: pd.DataFrame, methods: pd.DataFrame) -> pd.DataFrame:
+    points = pd.concat([wide.assign(mark="seed"), means.assign(mark="mean")], ignore_index=True)
+    points = points.merge(methods[["method_id", "label", "role"]], on="method_id")
+    points["panel"] = points["dataset"] + " · " + points["condition"]
+    points["seed"] = points["seed"].astype("Int64")
+    points["n"] = points["n"].astype("Int64")
+    points = points.sort_values(["dataset", "condition", "role", "method_id", "mark", "seed"])
+    points = points.rename(columns={"method_id": "method"})
+    order = ["panel", "dataset", "condition", "method", "label", "role", "mark", "seed"]
+    return points[[*order, "bio", "mixing", "bio_sd", "mixing_sd", "n"]]
+
+
+def foscttm(
+    scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None, *, metric: str = "foscttm"
+) -> Drawing:
+    """Draw the fraction of cells closer than the true match: seeds, mean, and the chance line.
+
+    Parameters
+    ----------
+    scores
+        Long table of a study with the metric.
+    stem
+        Where to write pdf, png and tsv; nothing is written when None.
+    metric
+        Name of the metric; ``foscttm@<definition>`` where the study has several definitions.
+
+    Returns
+    -------
+    Drawing
+        Columns of its table: panel, dataset, condition, method, label, role, mark (``seed`` or
+        ``mean``), seed, value, and for means sd, min, max, n; status for methods without a value.
+
+    Raises
+    ------
+    DataError
+        When no run has the metric.
+    """
+    table = tidy.prepare_scores(scores)
+    own = table[(table["metric"] == metric) & table["value"].notna()]
+    check_not_empty(own, f"the table of scores of the metric {metric!r}")
+    runs = tidy.runs_of_scores(table)
+    runs = runs.merge(own[["dataset", "condition"]].drop_duplicates())
+    means = tidy.spread(own, tidy.ROW)
+    methods = tidy.method_rows(runs, -means.groupby("method_id")["mean"].mean())
+    panels = tidy.facets(own)
+    marks = method_keys(tidy.method_rows(table))
+
+    with style():
+        n_columns = panel_columns(len(panels))
+        width = ONE_COLUMN_MM if n_columns == 1 else TWO_COLUMNS_MM
+        labels = [tidy.marked(row.label, row.uses) for row in methods.itertuples(index=False)]
+        room = 36.0 if n_columns == 1 else 46.0
+        labels = [shorten(label, room, SIZE_TEXT) for label in labels]
+        left = max(text_width(label, SIZE_TEXT) for label in labels) + 3.5
+        gap, title_height, foot, row_height = 5.0, HEADING_MM + 2.5, 9.0, 4.4
+        panel_width = (width - left - 3 - gap * (n_columns - 1)) / n_columns
+        panel_height = max(len(methods), 2) * row_height
+        n_rows = math.ceil(len(panels) / n_columns)
+        note = " ".join(
+            part
+            for part in (
+                "Points: seeds. Bar: mean, with one standard deviation.",
+                "Dashed line: chance (0.5).",
+                tidy.mark_note(methods["uses"]),
+            )
+            if part
+        )
+        body = n_rows * (title_height + panel_height + foot)
+        sheet = Sheet(width, body + paragraph_height(note, width - 4) + 3)
+        highest = max(0.55, float(own["value"].max()) * 1.06)
+        for at, (dataset, condition, title) in enumerate(panels):
+            row, column = divmod(at, n_columns)
+            x = left + column * (panel_width + gap)
+            y = row * (title_height + panel_height + foot) + title_height
+            room = panel_width + (left - 2 if n_columns == 1 else 0)
+            panel_heading(sheet, 2.0 if n_columns == 1 else x, y - 2.0, title, room)
+            axes = sheet.axes(x, y, panel_width, panel_height)
+            _draw_foscttm(
+                axes,
+                tidy.at(own, dataset, condition),
+                tidy.at(means, dataset, condition),
+                tidy.at(runs, dataset, condition),
+                methods,
+                marks,
+            )
+            axes.set_xlim(0, highest)
+            axes.set_yticks(np.arange(len(methods)), labels if column == 0 else [""] * len(labels))
+            label = wrap("FOSCTTM (lower is better)", panel_width, SIZE_TEXT)
+            axes.set_xlabel("\n".join(label))
+        sheet.paragraph(2.0, body + 0.5, note, width - 4)
+        return finish(sheet, _foscttm_table(own, means, runs, methods), stem)
+
+
+def _draw_foscttm(
+    axes: Axes,
+    seeds: pd.DataFrame,
+    means: pd.DataFrame,
+    runs: pd.DataFrame,
+    methods: pd.DataFrame,
+    marks: dict[str, Key],
+) -> None:
+    axes.set_ylim(len(methods) - 0.4, -0.6)
+    axes.grid(visible=True, axis="x")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.axvline(CHANCE, color=MUTED, lw=0.8, ls=(0, (4, 2)), zorder=1)
+    summary = means.set_index("method_id")
+    for at, method in enumerate(methods["method_id"]):
+        if at:
+            axes.axhline(at - 0.5, color=FAINT, lw=0.3, zorder=0)
+        if method not in summary.index:
+            statuses = runs.loc[runs["method_id"] == method, "status"]
+            words = _why_absent(statuses)
+            axes.text(0.01, at, words, size=SIZE_SMALL, color=MUTED, va="center", style="italic")
+            continue
+        row, key = summary.loc[method], marks[method]
+        axes.barh(at, row["mean"], height=0.62, color=key.color, alpha=0.35, lw=0, zorder=1)
+        axes.plot([row["mean"]] * 2, [at - 0.31, at + 0.31], color=key.color, lw=1.4, zorder=3)
+        if row["n"] > 1:
+            ends = [row["mean"] - row["sd"], row["mean"] + row["sd"]]
+            axes.plot(ends, [at, at], color=INK, lw=0.6, zorder=3)
+        values = seeds.loc[seeds["method_id"] == method].sort_values("seed")["value"]
+        heights = at + seed_offsets(len(values), 0.2)
+        axes.scatter(values, heights, s=5, fc="white", ec=INK, lw=0.4, zorder=4)
+
+
+def _why_absent(statuses: pd.Series) -> str:
+    failed = statuses[statuses != "ok"]
+    if len(statuses) == 0:
+        return STATUS_WORDS["missing"]
+    if len(failed) == 0:
+        return "not defined"
+    status = str(failed.mode().iloc[0])
+    return STATUS_WORDS.get(status, status)
+
+
+def _foscttm_table(
+    seeds: pd.DataFrame, means: pd.DataFrame, runs: pd.DataFrame, methods: pd.DataFrame
+) -> pd.DataFrame:
+    keys: Sequence[str] = tidy.ROW
+    points = seeds[[*keys, "seed", "value", "status"]].assign(mark="seed")
+    summary = means.rename(columns={"mean": "value"}).assign(mark="mean", status="ok")
+    valued = set(map(tuple, means[keys].to_numpy()))
+    rest = runs[[tuple(row) not in valued for row in runs[keys].to_numpy()]]
+    absent = rest[[*keys, "seed", "status"]].assign(mark="seed")
+    table = pd.concat([points, summary, absent], ignore_index=True)
+    table = table.merge(methods[["method_id", "label", "role"]], on="method_id")
+    table["panel"] = table["dataset"] + " · " + table["condition"]
+    for column in ("seed", "n"):
+        table[column] = table[column].astype("Int64")
+    table = table.sort_values(["dataset", "condition", "role", "method_id", "mark", "seed"])
+    table = table.rename(columns={"method_id": "method"})
+    order = ["panel", "dataset", "condition", "method", "label", "role", "mark", "seed"]
+    return table[[*order, "value", "sd", "min", "max", "n", "status"]]

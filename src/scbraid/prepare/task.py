@@ -1,0 +1,615 @@
+"""From a data set to what a method may see (the input) and what it may not (the truth)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from scbraid.conditions import DataCondition
+from scbraid.data.layers import Layer, Layers, read_frame
+from scbraid.errors import ConfigError, DataError, UnknownNameError
+from scbraid.files import atomic_path
+from scbraid.prepare import spaces
+from scbraid.prepare.features import highly_variable, most_variable
+from scbraid.prepare.h5mu import write_h5mu
+from scbraid.prepare.quality import Thresholds, check_cells, detected_features
+from scbraid.prepare.transforms import (
+    CLIPS,
+    Clip,
+    clr,
+    log1p,
+    normalise_total,
+    row_sums,
+    scale,
+)
+from scbraid.registry import near_miss
+
+logger = logging.getLogger("scbraid")
+
+MODALITIES = ("rna", "atac", "met", "adt")
+KINDS = ("counts", "binary", "normalised", "embedding")
+LIKELIHOODS = ("nb", "ziln", "normal")
+
+# Columns of var that go into the input, with the value of an unknown position.
+POSITION = {"chrom": "", "chromStart": -1, "chromEnd": -1, "strand": "."}
+
+# A methylation feature is a gene and a context.
+METHYLATION_CONTEXTS = ("_mCH", "_mCG")
+
+_DEFAULT = DataCondition()
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSummary:
+    """What became of one layer.
+
+    Attributes
+    ----------
+    n_cells, n_features
+        Kept.
+    n_highly_variable
+        Flagged features; None for atac, where the guidance graph decides.
+    rep
+        obsm key of its representation.
+    n_components
+        Columns of the representation.
+    cells_removed
+        Number of cells that failed quality control, by reason; a cell counts for each of its
+        reasons. ``unpaired`` counts cells of a paired data set that went because of another layer.
+    cells_not_sampled
+        Number of cells left out by subsampling.
+    features_removed
+        Number of features without any value in the kept cells.
+    """
+
+    n_cells: int
+    n_features: int
+    n_highly_variable: int | None
+    rep: str
+    n_components: int
+    cells_removed: dict[str, int]
+    cells_not_sampled: int
+    features_removed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What `prepare` wrote.
+
+    Attributes
+    ----------
+    input_path, truth_path
+        The two files.
+    layers
+        Summary by layer.
+    """
+
+    input_path: Path
+    truth_path: Path
+    layers: dict[str, LayerSummary]
+
+
+@dataclasses.dataclass
+class _Part:
+    """One layer on its way through the steps; `origin` and `obs` never reach the input."""
+
+    layer: Layer
+    obs: pd.DataFrame
+    kind: str
+    likelihood: str
+    origin: np.ndarray
+    pair: np.ndarray
+    cells_removed: dict[str, int] = dataclasses.field(default_factory=dict)
+    cells_not_sampled: int = 0
+    features_removed: int = 0
+    rep: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.layer.name
+
+    @property
+    def has_counts(self) -> bool:
+        return self.kind in ("counts", "binary")
+
+    def take(self, cells: np.ndarray) -> None:
+        """Keep the cells at these positions, in this order."""
+        self.layer = self.layer.take(cells)
+        self.obs = self.obs.iloc[cells]
+        self.origin = self.origin[cells]
+        self.pair = self.pair[cells]
+
+    def summary(self) -> LayerSummary:
+        flagged = self.layer.features.get("highly_variable")
+        return LayerSummary(
+            n_cells=self.layer.n_cells,
+            n_features=self.layer.n_features,
+            n_highly_variable=None if flagged is None else int(flagged.sum()),
+            rep=self.rep,
+            n_components=self.layer.reps[self.rep].shape[1],
+            cells_removed=self.cells_removed,
+            cells_not_sampled=self.cells_not_sampled,
+            features_removed=self.features_removed,
+        )
+
+
+def prepare(
+    dataset_path: str | os.PathLike[str],
+    input_path: str | os.PathLike[str],
+    truth_path: str | os.PathLike[str],
+    *,
+    name: str,
+    task: str = _DEFAULT.task,
+    cells: int | None = _DEFAULT.cells,
+    subsample_seed: int = _DEFAULT.subsample_seed,
+    n_top_genes: int = _DEFAULT.n_top_genes,
+    n_pcs: int = _DEFAULT.n_pcs,
+    lsi: str = _DEFAULT.lsi,
+    n_lsi: int = _DEFAULT.n_lsi,
+    use_batch: bool = _DEFAULT.use_batch,
+    layers: Sequence[str] | None = _DEFAULT.layers,
+    seed: int = 0,
+    clip: Clip = "upper",
+    quality: Mapping[str, Thresholds] | None = None,
+) -> Prepared:
+    """Preprocess a data set and split it into input and truth.
+
+    The input holds counts, genomic positions, highly variable features and a representation of each
+    layer, and no label. Cells have new names and a new order: an independent one in every layer for
+    an unpaired task, a common one for a paired task. The truth maps them back.
+
+    Quality control comes first, then subsampling, then the removal of features that the kept cells
+    lack, then everything that is computed from the cells.
+
+    Parameters
+    ----------
+    dataset_path
+        The data set, as h5mu; docs/prepare.md lists its fields.
+    input_path, truth_path
+        Files to write: h5mu and parquet.
+    name
+        Name of the data set, recorded in the input.
+    task
+        ``unpaired`` or ``paired``.
+    cells
+        Cells kept in each layer, all when None; a layer with fewer keeps all of its own. A paired
+        data set keeps pairs, also for an unpaired task. With the same seed, the cells of a smaller
+        number are among those of a larger one.
+    subsample_seed
+        Of that choice.
+    n_top_genes
+        Highly variable features flagged in rna and met; all where there are not more.
+    n_pcs, n_lsi
+        Components of the representations; fewer where a layer has too few cells or features.
+    lsi
+        Form of LSI, see `scbraid.prepare.lsi`.
+    use_batch
+        Write the batches into the input, and choose highly variable genes within batches.
+    layers
+        Layers kept; all when None.
+    seed
+        Of the new order of the cells and of the solvers. The order depends on the original cell
+        names as well, which the input does not hold, so that the seed alone does not undo it.
+    clip
+        How standardised values are bounded, see `scbraid.prepare.scale`.
+    quality
+        Thresholds by layer; without them only empty cells are removed.
+
+    Returns
+    -------
+    Prepared
+        Paths, and what was kept and removed.
+
+    Raises
+    ------
+    DataError
+        When the file or a field of it cannot be used; the message names it.
+    ConfigError
+        When a setting is outside its range or does not suit the data set.
+    UnknownNameError
+        When a task, layer, form of LSI or clip is not known.
+    """
+    condition = DataCondition(
+        task=task,  # type: ignore[arg-type]  # checked by the class
+        cells=cells,
+        subsample_seed=subsample_seed,
+        n_top_genes=n_top_genes,
+        n_pcs=n_pcs,
+        lsi=lsi,
+        n_lsi=n_lsi,
+        use_batch=use_batch,
+        layers=None if layers is None else tuple(layers),
+    )
+    if clip not in CLIPS:
+        raise UnknownNameError(near_miss(str(clip), CLIPS, "clip"))
+    path = Path(dataset_path)
+    parts, paired, meta = _read(path, condition.layers)
+    if condition.task == "paired" and not paired:
+        msg = f"{path}: data set {name!r} is not paired; expected task 'unpaired', got 'paired'"
+        raise ConfigError(msg)
+
+    _filter_cells(parts, quality or {}, path, paired=paired)
+    if condition.cells is not None:
+        _subsample(parts, condition.cells, condition.subsample_seed, path, paired=paired)
+    for part in parts:
+        _filter_features(part, path)
+    _keep_batches(parts, path, use_batch=condition.use_batch)
+    _shuffle(parts, seed, jointly=condition.task == "paired")
+    _represent(parts, condition, clip, seed)
+
+    settings = {
+        key: value
+        for key, value in condition.arguments().items()
+        if key not in ("task", "subsample_seed", "layers")
+    }
+    summaries = {part.name: part.summary() for part in parts}
+    visible = Layers(
+        {part.name: part.layer for part in parts},
+        paired=condition.task == "paired",
+        meta={
+            "dataset": name,
+            "condition": condition.slug,
+            "task": condition.task,
+            "genome": meta.get("genome"),
+            "layers": {
+                part.name: {"rep": part.rep, "likelihood": part.likelihood, "kind": part.kind}
+                for part in parts
+            },
+            "prepare": {
+                **settings,
+                "clip": clip,
+                "removed": {
+                    layer: {
+                        "cells": summary.cells_removed,
+                        "cells_not_sampled": summary.cells_not_sampled,
+                        "features": summary.features_removed,
+                    }
+                    for layer, summary in summaries.items()
+                },
+            },
+        },
+    )
+    _write_truth(truth_path, parts)
+    write_h5mu(input_path, visible)
+    for layer, summary in summaries.items():
+        logger.info("%s, %s: %s", name, layer, summary)
+    return Prepared(Path(input_path), Path(truth_path), summaries)
+
+
+def _read(path: Path, wanted: Sequence[str] | None) -> tuple[list[_Part], bool, dict[str, Any]]:
+    if path.is_dir():
+        msg = f"{path} is a folder; expected an h5mu file"
+        raise DataError(msg)
+    data = Layers.read(path, reps=())
+    for name in wanted or ():
+        if name not in data.layers:
+            raise UnknownNameError(near_miss(name, data.names, f"layer of {path}"))
+    kept = [layer for name, layer in data.layers.items() if wanted is None or name in wanted]
+    stated = data.meta.get("layers", {})
+    parts = []
+    with h5py.File(path, "r") as file:
+        for layer in kept:
+            group = file["mod"][layer.name] if "mod" in file else file
+            obs = read_frame(group["obs"])
+            kind, likelihood = _nature(layer, stated.get(layer.name, {}), path)
+            _check_names(layer, path)
+            layer.features = _positions(layer.features, f"{path}: layer {layer.name!r}")
+            unknown_pair = np.full(layer.n_cells, -1, dtype=np.int64)
+            parts.append(_Part(layer, obs, kind, likelihood, layer.cells, unknown_pair))
+    return parts, data.paired, data.meta
+
+
+def _nature(layer: Layer, stated: Mapping[str, str], path: Path) -> tuple[str, str]:
+    """Return kind and likelihood of a layer, as stated or as its values tell, and check both."""
+    where = f"{path}: layer {layer.name!r}"
+    if layer.name not in MODALITIES:
+        raise UnknownNameError(near_miss(layer.name, MODALITIES, f"layer of {path}"))
+    values = layer.counts.data
+    if not np.isfinite(values).all():
+        msg = f"{where} has {(~np.isfinite(values)).sum():,} values that are not finite in X"
+        raise DataError(msg)
+    integral = bool((values >= 0).all() and (values == np.round(values)).all())
+    kind = stated.get("kind") or (
+        "counts" if integral else "normalised" if layer.name == "met" else None
+    )
+    if kind is None or (kind in ("counts", "binary") and not integral):
+        odd = values[(values < 0) | (values != np.round(values))]
+        msg = (
+            f"{where} has {len(odd):,} values in X that are not counts (first: {odd[0]:g}); "
+            f"expected raw counts, or else kind 'normalised' or 'embedding' for the layer in "
+            f"uns['scbraid']['layers']"
+        )
+        raise DataError(msg)
+    if kind not in KINDS:
+        msg = f"{where}: {near_miss(kind, KINDS, 'kind')}"
+        raise DataError(msg)
+    if kind == "binary" and (values > 1).any():
+        msg = f"{where} is said to be binary, but X holds {values.max():g}; expected kind 'counts'"
+        raise DataError(msg)
+    if kind in ("counts", "binary"):
+        default = "nb"
+    else:
+        default = "ziln" if layer.name == "met" and kind == "normalised" else "normal"
+    likelihood = stated.get("likelihood") or default
+    if likelihood not in LIKELIHOODS:
+        msg = f"{where}: {near_miss(likelihood, LIKELIHOODS, 'likelihood')}"
+        raise DataError(msg)
+    if likelihood == "ziln" and (values < 0).any():
+        msg = f"{where} holds {values.min():g} in X; likelihood 'ziln' needs values of 0 or more"
+        raise DataError(msg)
+    return kind, likelihood
+
+
+def _check_names(layer: Layer, path: Path) -> None:
+    for what, names in (("cells", pd.Index(layer.cells)), ("features", layer.features.index)):
+        twice = names[names.duplicated()]
+        if len(twice):
+            msg = (
+                f"{path}: layer {layer.name!r} names {len(twice):,} {what} twice (first: "
+                f"{str(twice[0])!r}); names must be unique within a layer"
+            )
+            raise DataError(msg)
+
+
+def _positions(features: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Keep genomic positions alone; whatever is absent becomes unknown."""
+    columns: dict[str, Any] = {}
+    for name, unknown in POSITION.items():
+        if name not in features:
+            values = pd.Series(unknown, index=features.index)
+        else:
+            values = features[name].astype(object).where(features[name].notna(), unknown)
+        if isinstance(unknown, str):
+            columns[name] = pd.Categorical(values.astype(str))
+        else:
+            try:
+                columns[name] = values.astype(np.int64).to_numpy()
+            except (TypeError, ValueError) as error:
+                msg = f"{where}: var column {name!r} holds {error}; expected whole numbers"
+                raise DataError(msg) from error
+    return pd.DataFrame(columns, index=features.index)
+
+
+def _filter_cells(
+    parts: list[_Part], quality: Mapping[str, Thresholds], path: Path, *, paired: bool
+) -> None:
+    for layer in quality:
+        if layer not in [part.name for part in parts]:
+            raise UnknownNameError(near_miss(layer, [p.name for p in parts], f"layer of {path}"))
+    for part in parts:
+        found = check_cells(part.layer.counts, part.layer.features.index, quality.get(part.name))
+        part.cells_removed = found.removed
+        part.take(np.flatnonzero(found.keep))
+    if paired:
+        common = pd.Index(parts[0].origin)
+        for part in parts[1:]:
+            common = common[common.isin(part.origin)]
+        for part in parts:
+            alone = part.layer.n_cells - len(common)
+            if alone:
+                part.cells_removed = {**part.cells_removed, "unpaired": alone}
+            part.take(pd.Index(part.origin).get_indexer(common))
+            part.pair = np.arange(len(common), dtype=np.int64)
+    for part in parts:
+        if part.layer.n_cells < 2:
+            msg = (
+                f"{path}: layer {part.name!r} keeps {part.layer.n_cells} cells after quality "
+                f"control (removed: {part.cells_removed}); at least 2 are needed"
+            )
+            raise DataError(msg)
+        if part.cells_removed:
+            logger.info("%s: removed cells of %s: %s", path, part.name, part.cells_removed)
+
+
+def _subsample(
+    parts: list[_Part], cells: int, subsample_seed: int, path: Path, *, paired: bool
+) -> None:
+    most = max(part.layer.n_cells for part in parts)
+    if cells > most:
+        msg = f"cells is {cells:,}, but {path} has {most:,} cells; expected at most that"
+        raise ConfigError(msg)
+    for part in parts:
+        # Pairs stay together because a paired data set makes the same choice in every layer.
+        entropy = [subsample_seed] if paired else [subsample_seed, *part.name.encode()]
+        order = np.random.default_rng(entropy).permutation(part.layer.n_cells)
+        part.cells_not_sampled = max(part.layer.n_cells - cells, 0)
+        if not part.cells_not_sampled and part.layer.n_cells < cells:
+            logger.warning(
+                "%s: layer %s has %d cells, fewer than the %d asked for; all are kept",
+                path,
+                part.name,
+                part.layer.n_cells,
+                cells,
+            )
+        part.take(np.sort(order[:cells]))
+
+
+def _filter_features(part: _Part, path: Path) -> None:
+    kept = detected_features(part.layer.counts)
+    part.features_removed = int((~kept).sum())
+    if kept.sum() < 2:
+        msg = f"{path}: layer {part.name!r} has {kept.sum()} detected features; expected 2 or more"
+        raise DataError(msg)
+    if part.features_removed:
+        logger.info("%s: removed %d features of %s", path, part.features_removed, part.name)
+        part.layer = dataclasses.replace(
+            part.layer, counts=part.layer.counts[:, kept], features=part.layer.features[kept]
+        )
+
+
+def _keep_batches(parts: list[_Part], path: Path, *, use_batch: bool) -> None:
+    for part in parts:
+        part.layer.batch = None
+        if not use_batch or "batch" not in part.obs:
+            continue
+        missing = int(part.obs["batch"].isna().sum())
+        if missing:
+            msg = (
+                f"{path}: layer {part.name!r} has {missing:,} cells without batch; fill obs column "
+                f"'batch' or leave use_batch off"
+            )
+            raise DataError(msg)
+        part.layer.batch = part.obs["batch"].to_numpy(dtype=str)
+    if use_batch and all(part.layer.batch is None for part in parts):
+        msg = f"{path}: use_batch is set, but no layer has an obs column 'batch'"
+        raise ConfigError(msg)
+
+
+def _shuffle(parts: list[_Part], seed: int, *, jointly: bool) -> None:
+    """Reorder and rename the cells, independently in each layer or as pairs."""
+    for part in parts:
+        prefix = "cell" if jointly else part.name
+        # The original names are part of the seed: who knows the input and the settings but not the
+        # data set cannot repeat the permutation. Paired layers share names, hence the order too.
+        text = "\0".join([str(seed), prefix, *part.origin])
+        digest = hashlib.sha256(text.encode()).digest()
+        rng = np.random.default_rng(int.from_bytes(digest))
+        part.take(rng.permutation(part.layer.n_cells))
+        part.layer.cells = np.array([f"{prefix}-{i:06d}" for i in range(part.layer.n_cells)])
+
+
+def _represent(parts: list[_Part], condition: DataCondition, clip: Clip, seed: int) -> None:
+    rna = next((part for part in parts if part.name == "rna"), None)
+    # Methylation asks which genes are highly variable, so rna comes first.
+    for part in sorted(parts, key=lambda part: part.name != "rna"):
+        if part.name == "atac" and part.has_counts:
+            skipped = 0 if spaces.lsi_form(condition.lsi).keep_first else 1
+            n_components = _fit(condition.n_lsi, part.layer.counts.shape, skipped, part.name)
+            rep = spaces.lsi(
+                part.layer.counts,
+                n_components,
+                form=condition.lsi,
+                seed=seed,
+                features=part.layer.features.index,
+            )
+            part.rep = "X_lsi"
+        else:
+            chosen = np.ones(part.layer.n_features, dtype=bool)
+            if part.name != "atac":
+                chosen = _choose_features(part, rna, condition.n_top_genes)
+                part.layer.features = part.layer.features.assign(highly_variable=chosen)
+            values = _encode(part, chosen, clip)
+            n_components = _fit(condition.n_pcs, values.shape, 0, part.name)
+            rep = spaces.pca(values, n_components, seed=seed).scores
+            part.rep = "X_pca"
+        part.layer.reps = {part.rep: rep}
+
+
+def _fit(wanted: int, shape: tuple[int, int], skipped: int, layer: str) -> int:
+    """Return the number of components that a matrix of this shape allows."""
+    allowed = min(shape) - 1 - skipped
+    if allowed < 1:
+        msg = f"layer {layer!r} has {shape[0]} cells and {shape[1]} features: too few to represent"
+        raise DataError(msg)
+    if wanted > allowed:
+        logger.info("%s: %d components asked for, %d possible", layer, wanted, allowed)
+    return min(wanted, allowed)
+
+
+def _choose_features(part: _Part, rna: _Part | None, n_top: int) -> np.ndarray:
+    n_features = part.layer.n_features
+    if part.name == "adt" or part.kind == "embedding":
+        return np.ones(n_features, dtype=bool)
+    if n_top >= n_features:
+        if n_top > n_features:
+            logger.info(
+                "%s: n_top_genes is %d, but there are %d features; all are flagged",
+                part.name,
+                n_top,
+                n_features,
+            )
+        return np.ones(n_features, dtype=bool)
+    if part.name == "met":
+        by_gene = _methylation_of_variable_genes(part, rna)
+        return most_variable(_encoded_methylation(part), n_top) if by_gene is None else by_gene
+    if part.has_counts:
+        table = highly_variable(part.layer.counts, n_top, batch=part.layer.batch)
+        return table["highly_variable"].to_numpy()
+    return most_variable(part.layer.counts, n_top)
+
+
+def _methylation_of_variable_genes(part: _Part, rna: _Part | None) -> np.ndarray | None:
+    """Flag all contexts of highly variable genes; None where no feature is named by an rna gene."""
+    if rna is None:
+        return None
+    genes = part.layer.features.index.to_series()
+    for context in METHYLATION_CONTEXTS:
+        genes = genes.str.removesuffix(context)
+    features = rna.layer.features
+    chosen = genes.isin(features.index[features["highly_variable"]]).to_numpy()
+    return chosen if chosen.sum() > 1 else None
+
+
+def _encoded_methylation(part: _Part) -> sp.csr_matrix:
+    return part.layer.counts if part.likelihood == "normal" else log1p(part.layer.counts)
+
+
+def _encode(part: _Part, chosen: np.ndarray, clip: Clip) -> sp.csr_matrix:
+    """Return what the principal components of a layer are computed from."""
+    counts = part.layer.counts
+    if part.kind == "embedding":
+        return counts
+    if part.name == "met":
+        values = _encoded_methylation(part)[:, chosen]
+    elif not part.has_counts:
+        values = counts[:, chosen]
+    elif part.name == "adt":
+        values = clr(counts)
+    else:
+        values = log1p(normalise_total(counts[:, chosen], totals=row_sums(counts)))
+    return scale(values, clip=clip).sparse
+
+
+def _write_truth(path: str | os.PathLike[str], parts: list[_Part]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def column(read: Callable[[_Part], Sequence[Any] | np.ndarray], kind: pa.DataType) -> pa.Array:
+        return pa.array([value for part in parts for value in read(part)], type=kind)
+
+    columns = {
+        "modality": column(lambda part: [part.name] * part.layer.n_cells, pa.string()),
+        "cell": column(lambda part: part.layer.cells, pa.string()),
+        "origin": column(lambda part: part.origin, pa.string()),
+        "pair": column(lambda part: part.pair, pa.int64()),
+        "cell_type": column(partial(_values, name="cell_type", read=str), pa.string()),
+        "batch": column(partial(_values, name="batch", read=str), pa.string()),
+        "scored": column(_scored, pa.bool_()),
+    }
+    for name, (read, kind) in {
+        "subtype": (str, pa.string()),
+        "lineage": (str, pa.string()),
+        "pseudotime": (float, pa.float64()),
+    }.items():
+        if any(name in part.obs for part in parts):
+            columns[name] = column(partial(_values, name=name, read=read), kind)
+    with atomic_path(path) as unfinished:
+        pq.write_table(pa.table(columns), unfinished)
+
+
+def _values(part: _Part, *, name: str, read: Callable[[Any], Any]) -> list[Any]:
+    """Return an obs column with None where it has no value, or throughout where it is absent."""
+    if name not in part.obs:
+        return [None] * part.layer.n_cells
+    return [None if pd.isna(value) else read(value) for value in part.obs[name]]
+
+
+def _scored(part: _Part) -> np.ndarray:
+    if "scored" not in part.obs:
+        return np.ones(part.layer.n_cells, dtype=bool)
+    scored = part.obs["scored"]
+    if scored.dtype != bool:
+        msg = f"layer {part.name!r}: obs column 'scored' is {scored.dtype}; expected true or false"
+        raise DataError(msg)
+    return scored.to_numpy()

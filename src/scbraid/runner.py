@@ -1,0 +1,257 @@
+"""Run one method in a process of its own, within limits, and always say how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from scbraid.errors import ConfigError
+from scbraid.files import read_json, write_json
+from scbraid.methods import methods
+from scbraid.methods.base import DEFAULT_PRESET
+from scbraid.methods.output import write_embedding
+from scbraid.provenance import provenance
+
+Status = Literal["ok", "failed", "timeout", "out_of_memory", "not_applicable"]
+
+STATUS_FILE = "status.json"
+EMBEDDING_FILE = "embedding.h5ad"
+FEATURES_FILE = "features.npz"
+HISTORY_FILE = "history.tsv"
+_POLL_S = 0.05
+_PRODUCTS = (EMBEDDING_FILE, FEATURES_FILE, HISTORY_FILE)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRequest:
+    """Everything that decides the outcome of a run.
+
+    Attributes
+    ----------
+    method, preset, options
+        What to run; options override the preset.
+    input
+        h5mu file, or folder with one h5ad a layer.
+    guidance
+        Guidance graph (.npz), or None.
+    truth
+        Truth table; only methods that declare labels or pairing as used ever see it.
+    output
+        Folder of the run.
+    seed
+        Seed.
+    device
+        ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    threads
+        CPU threads of the method, or None for its own choice.
+    time_limit
+        Seconds of wall time, or None.
+    memory_limit
+        MiB of resident memory, or None.
+    dataset, condition
+        Names kept in the status.
+    """
+
+    method: str
+    input: str
+    output: str
+    preset: str = DEFAULT_PRESET
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    guidance: str | None = None
+    truth: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    time_limit: float | None = None
+    memory_limit: float | None = None
+    dataset: str = ""
+    condition: str = ""
+
+
+def run_method(request: RunRequest) -> dict[str, Any]:
+    """Run a method and write its files; return the status, which is never missing.
+
+    The method works in a child process. Whatever happens to it (an exception, the memory killer, a
+    limit), ``status.json`` says so, and ``embedding.h5ad`` exists (with 0 cells unless all went
+    well). Results are moved into place only when complete; the status comes last.
+
+    Raises
+    ------
+    ConfigError, UnknownNameError
+        When the request itself is wrong (unknown method, preset or option): nothing is run.
+    """
+    method = methods()[request.method]
+    config = method.configure(request.preset, request.options)
+    if request.seed < 0:
+        msg = f"seed is {request.seed}; expected a number >= 0"
+        raise ConfigError(msg)
+    output = Path(request.output)
+    output.mkdir(parents=True, exist_ok=True)
+    for stale in (STATUS_FILE, *_PRODUCTS):
+        (output / stale).unlink(missing_ok=True)
+    began = time.perf_counter()
+    with _scratch(output) as scratch:
+        write_json(scratch / "request.json", dataclasses.asdict(request))
+        end = _supervise(request, scratch)
+        outcome = _outcome(scratch, end)
+        for product in _PRODUCTS:
+            if outcome["status"] == "ok" and (scratch / product).exists():
+                (scratch / product).replace(output / product)
+    if outcome["status"] != "ok":
+        write_embedding(output / EMBEDDING_FILE, {}, {}, f"X_{request.method}")
+    status = {
+        "status": outcome["status"],
+        "reason": outcome["reason"],
+        "seconds": round(outcome.get("seconds", end.seconds), 3),
+        "wall_seconds": round(time.perf_counter() - began, 3),
+        "cpu_seconds": round(end.cpu_seconds, 3),
+        "peak_rss_mib": round(end.peak_rss_mib, 1),
+        "peak_gpu_mib": outcome.get("peak_gpu_mib"),
+        "dataset": request.dataset,
+        "condition": request.condition,
+        "method": request.method,
+        "preset": request.preset,
+        "seed": request.seed,
+        "config": config.as_dict(),
+        "device": outcome.get("device", request.device),
+        "threads": request.threads,
+        "limits": {"seconds": request.time_limit, "memory_mib": request.memory_limit},
+        "details": outcome.get("details", {}),
+        "traceback": outcome.get("traceback", ""),
+        **provenance(),
+    }
+    write_json(output / STATUS_FILE, status)
+    return status
+
+
+@contextlib.contextmanager
+def _scratch(output: Path) -> Iterator[Path]:
+    # Left behind by a run that was killed outright; nothing in it is complete.
+    for old in output.glob(".run-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".run-", dir=output))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _End:
+    """How the child process ended, and what it used."""
+
+    exit_code: int
+    seconds: float
+    cpu_seconds: float
+    peak_rss_mib: float
+    limit: Literal["", "timeout", "out_of_memory"]
+    limit_reason: str
+
+
+def _supervise(request: RunRequest, scratch: Path) -> _End:
+    environment = dict(os.environ)
+    if request.threads is not None:
+        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            environment[variable] = str(request.threads)
+        environment["NUMBA_NUM_THREADS"] = str(request.threads)
+    began = time.perf_counter()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "scbraid.worker", str(scratch)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    limit: Literal["", "timeout", "out_of_memory"] = ""
+    reason = ""
+    try:
+        while True:
+            pid, wait_status, usage = os.wait4(child.pid, os.WNOHANG)
+            if pid:
+                break
+            elapsed = time.perf_counter() - began
+            if not limit and request.time_limit is not None and elapsed > request.time_limit:
+                limit, reason = "timeout", f"stopped after its limit of {request.time_limit:g} s"
+                _kill(child.pid)
+            if not limit and request.memory_limit is not None:
+                resident = _resident_mib(child.pid)
+                if resident > request.memory_limit:
+                    limit = "out_of_memory"
+                    reason = (
+                        f"stopped at {resident:,.0f} MiB, over its limit of "
+                        f"{request.memory_limit:,.0f} MiB"
+                    )
+                    _kill(child.pid)
+            time.sleep(_POLL_S)
+    except BaseException:
+        # Interrupted ourselves: the child must not outlive us.
+        _kill(child.pid)
+        child.wait()
+        raise
+    child.returncode = os.waitstatus_to_exitcode(wait_status)
+    # Linux counts ru_maxrss in KiB, macOS in bytes.
+    unit = 1024 if sys.platform != "darwin" else 1024 * 1024
+    return _End(
+        exit_code=child.returncode,
+        seconds=time.perf_counter() - began,
+        cpu_seconds=usage.ru_utime + usage.ru_stime,
+        peak_rss_mib=usage.ru_maxrss / unit,
+        limit=limit,
+        limit_reason=reason,
+    )
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _resident_mib(pid: int) -> float:
+    """Resident memory of a process; 0 where the system does not tell (no /proc)."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _outcome(scratch: Path, end: _End) -> dict[str, Any]:
+    if end.limit:
+        return {"status": end.limit, "reason": end.limit_reason}
+    told = scratch / "outcome.json"
+    if told.exists():
+        return read_json(told)
+    if end.exit_code == -signal.SIGKILL:
+        return {
+            "status": "out_of_memory",
+            "reason": "killed by signal 9, as the system does when memory runs out",
+        }
+    how = f"signal {-end.exit_code}" if end.exit_code < 0 else f"exit code {end.exit_code}"
+    return {"status": "failed", "reason": f"the process ended with {how} and left no word"}
+
+
+def parse_options(settings: list[str]) -> dict[str, str]:
+    """Turn ``["key=value", ...]`` into a mapping.
+
+    Raises
+    ------
+    ConfigError
+        For an item without "=".
+    """
+    options = {}
+    for setting in settings:
+        key, separator, value = setting.partition("=")
+        if not separator or not key:
+            msg = f"--set takes key=value; got {setting!r}"
+            raise ConfigError(msg)
+        options[key.strip()] = value.strip()
+    return options

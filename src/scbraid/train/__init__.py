@@ -1,0 +1,1 @@
+"""The training engine: schedules, early stopping, checkpoints, progress, history."""

@@ -1,0 +1,153 @@
+"""The child process of a run: load, blind, fit, check, write. Started by `scbraid.runner`."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scbraid.data.layers import Layers
+from scbraid.errors import NotApplicable
+from scbraid.files import read_json, write_json
+from scbraid.guidance.graph import Guidance
+from scbraid.methods import methods
+from scbraid.methods.base import Method, MethodInfo, MethodResult, Truth
+from scbraid.methods.output import write_embedding, write_features
+from scbraid.runner import (
+    EMBEDDING_FILE,
+    FEATURES_FILE,
+    HISTORY_FILE,
+    RunRequest,
+)
+
+# What torch says when an allocation fails, on a GPU and on a CPU.
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def main(scratch: Path) -> None:
+    """Run the request in the scratch folder and leave outcome.json and the products there."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    request = RunRequest(**read_json(scratch / "request.json"))
+    method = methods()[request.method]
+    try:
+        outcome = _run(method, request, scratch)
+    except NotApplicable as error:
+        outcome = {"status": "not_applicable", "reason": str(error)}
+    except Exception as error:  # noqa: BLE001 (any failure of a method is a result)
+        outcome = _describe(error)
+    write_json(scratch / "outcome.json", outcome)
+
+
+def _run(method: type[Method], request: RunRequest, scratch: Path) -> dict[str, Any]:
+    info = method.info
+    missing = info.missing_packages()
+    if missing:
+        msg = f"{info.name} needs {', '.join(missing)}, which this environment lacks"
+        raise NotApplicable(msg)
+    data = Layers.read(request.input)
+    method.check_applicable(data)
+    guidance = (
+        Guidance.load(request.guidance)
+        if request.guidance is not None and "guidance" in info.uses
+        else None
+    )
+    truth = _read_truth(request, info)
+    blinded, order = blind(data, info, np.random.default_rng(request.seed))
+    config = method.configure(request.preset, request.options)
+    if request.threads is not None and "torch" in info.requires:
+        import torch
+
+        torch.set_num_threads(request.threads)
+    began = time.perf_counter()
+    fitted = method(config, seed=request.seed, device=request.device)
+    result = fitted.fit(blinded, guidance, truth)
+    seconds = time.perf_counter() - began
+    result.check(blinded, info.name)
+    _write(scratch, info, data, result, order)
+    return {
+        "status": "ok",
+        "reason": "",
+        "seconds": seconds,
+        "peak_gpu_mib": _peak_gpu_mib(),
+        "details": result.details,
+        "device": result.details.get("device", "cpu"),
+    }
+
+
+def blind(
+    data: Layers, info: MethodInfo, rng: np.random.Generator
+) -> tuple[Layers, dict[str, np.ndarray]]:
+    """Withhold what the method does not declare to use: batches, pairing.
+
+    Returns
+    -------
+    tuple
+        The layers to be shown, and by layer the original row of each shown cell.
+    """
+    hide_pairing = data.paired and "pairing" not in info.uses
+    layers, order = {}, {}
+    for name, layer in data.layers.items():
+        rows = rng.permutation(layer.n_cells) if hide_pairing else np.arange(layer.n_cells)
+        shown = layer.take(rows) if hide_pairing else layer
+        if hide_pairing:
+            names = np.array([f"{name}-{i:07d}" for i in range(layer.n_cells)])
+            shown = dataclasses.replace(shown, cells=names)
+        if "batch" not in info.uses:
+            shown = dataclasses.replace(shown, batch=None)
+        layers[name], order[name] = shown, rows
+    return dataclasses.replace(data, layers=layers, paired=data.paired and not hide_pairing), order
+
+
+def _read_truth(request: RunRequest, info: MethodInfo) -> Truth | None:
+    if request.truth is None or "labels" not in info.uses:
+        return None
+    import pandas as pd
+
+    return Truth(pd.read_parquet(request.truth))
+
+
+def _write(
+    scratch: Path,
+    info: MethodInfo,
+    data: Layers,
+    result: MethodResult,
+    order: dict[str, np.ndarray],
+) -> None:
+    cells = {name: layer.cells for name, layer in data.layers.items()}
+    embeddings = {}
+    for name, rows in order.items():
+        embeddings[name] = np.empty_like(result.embeddings[name])
+        embeddings[name][rows] = result.embeddings[name]
+    write_embedding(scratch / EMBEDDING_FILE, cells, embeddings, f"X_{info.name}")
+    if result.features:
+        write_features(scratch / FEATURES_FILE, result)
+    if result.history is not None:
+        result.history.to_csv(scratch / HISTORY_FILE, sep="\t", index=False, float_format="%.8g")
+
+
+def _peak_gpu_mib() -> float | None:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return torch.cuda.max_memory_allocated() / 2**20
+
+
+def _describe(error: Exception) -> dict[str, Any]:
+    words = str(error)
+    memory = isinstance(error, MemoryError) or any(word in words for word in _MEMORY_WORDS)
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    return {
+        "status": "out_of_memory" if memory else "failed",
+        "reason": f"{type(error).__name__}: {words}{notes}",
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,43 @@
+rule prepare:
+    input:
+        "<results>/data/{dataset}/dataset.h5mu",
+    output:
+        input="<results>/prepared/{dataset}/{data_condition}/input.h5mu",
+        truth="<results>/prepared/{dataset}/{data_condition}/truth.parquet",
+    log:
+        "<results>/logs/prepare/{dataset}/{data_condition}.log",
+    conda:
+        "../../envs/data.yaml"
+    threads: 1
+    resources:
+        mem_mb=growing(8000),
+        runtime=60,
+    params:
+        settings=lambda wildcards: DataCondition.parse(wildcards.data_condition).arguments(),
+        code=code("prepare.py"),
+    message:
+        "prepare {wildcards.dataset} ({wildcards.data_condition})"
+    script:
+        "../../scripts/prepare.py"
+
+
+rule guidance:
+    input:
+        prepared_input,
+    output:
+        "<results>/prepared/{dataset}/{condition}/guidance.npz",
+    log:
+        "<results>/logs/guidance/{dataset}/{condition}.log",
+    conda:
+        "../../envs/data.yaml"
+    threads: 1
+    resources:
+        mem_mb=growing(4000),
+        runtime=30,
+    params:
+        settings=lambda wildcards: Condition.parse(wildcards.condition).guidance.arguments(),
+        code=code("guidance.py"),
+    message:
+        "link features of {wildcards.dataset} ({wildcards.condition})"
+    script:
+        "../../scripts/guidance.py"

@@ -7,3 +7,6 @@ rule default:
     default_target: True
     input:
         rules.all.input,
+    localrule: True
+    message:
+        "everything is there"

@@ -11,6 +11,7 @@ threads. docs/peers.md says how the comparison is made and how to read the table
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import os
 import resource
@@ -293,9 +294,9 @@ def tabulate(
         if any(len(found.get(method, [])) != n_seeds for method in (OURS, PEER)):
             print(f"left out, not there for every run: {quantity}")
             continue
-        # A ratio to nothing says nothing.
+        # A ratio says nothing where a value may be 0 or negative.
         ratios = [
-            theirs / ours if ours else float("nan")
+            theirs / ours if ours > 0 and theirs >= 0 else math.nan
             for ours, theirs in zip(found[OURS], found[PEER], strict=True)
         ]
         row: dict[str, Any] = {
@@ -317,7 +318,8 @@ def show(rows: list[dict[str, Any]]) -> str:
         head += f"  {method + ': min median max':>29}"
     lines = [head]
     for row in rows:
-        line = f"{row['quantity']:{width}}  {row['better']:6}  {row['peer_over_ours']:11.2f} "
+        ratio = "-" if math.isnan(row["peer_over_ours"]) else f"{row['peer_over_ours']:.2f}"
+        line = f"{row['quantity']:{width}}  {row['better']:6}  {ratio:>11} "
         for method in (OURS, PEER):
             numbers = (row[f"{method}_{name}"] for name in ("min", "median", "max"))
             line += " " + "".join(f" {number:9.4g}" for number in numbers)

@@ -3,7 +3,7 @@
 Prints the table that docs/simulator.md argues from::
 
     python benchmarks/simulator_settings.py [--mirror DIR] [--preset NAME ...] [--cells 800]
-        [--real NAME ...] [--seeds 3] [--output FILE.tsv]
+        [--real NAME ...] [--real-cells 5000] [--seeds 3] [--output FILE.tsv]
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ REAL = {
 BATCHES = {"snare_cortex_dev": "library", "hemato_atac": "batch", "bmmc_cite_dev": "batch"}
 N_NEIGHBORS = 15
 N_COMPONENTS = 30
-MAX_CELLS = 5_000
 
 
 def svd(X: np.ndarray | sp.spmatrix, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -349,7 +348,7 @@ def describe_layers(
     return rows
 
 
-def real_rows(mirror: Path, names: list[str]) -> list[dict[str, object]]:
+def real_rows(mirror: Path, names: list[str], most: int) -> list[dict[str, object]]:
     import anndata as ad
 
     rows = []
@@ -360,8 +359,8 @@ def real_rows(mirror: Path, names: list[str]) -> list[dict[str, object]]:
         first = next(iter(layers))
         keep = ~obs[first]["cell_type"].astype(str).isin(dropped).to_numpy()
         n = keep.sum()
-        if n > MAX_CELLS:
-            chosen = np.random.default_rng(0).choice(np.flatnonzero(keep), MAX_CELLS, replace=False)
+        if n > most:
+            chosen = np.random.default_rng(0).choice(np.flatnonzero(keep), most, replace=False)
         else:
             chosen = np.flatnonzero(keep)
         names_there = layers[first].cells[chosen]
@@ -473,12 +472,13 @@ def main() -> None:
     parser.add_argument("--preset", nargs="*", default=PRESETS.names())
     parser.add_argument("--real", nargs="*", default=list(REAL))
     parser.add_argument("--cells", type=int, default=800)
+    parser.add_argument("--real-cells", type=int, default=5_000, help="at most, of a real set")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="also write the rows as a tab-separated file")
     args = parser.parse_args()
     rows = []
     if args.mirror.is_dir():
-        rows += real_rows(args.mirror, args.real) + evidence_rows(args.mirror)
+        rows += real_rows(args.mirror, args.real, args.real_cells) + evidence_rows(args.mirror)
     rows += simulated_rows(args.preset, args.cells, args.seeds)
     table = pd.DataFrame(rows)
     if args.output:

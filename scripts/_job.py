@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ def job(snakemake: Any) -> Iterator[None]:
     Imports belong inside the body, so that a missing package is reported there as well.
     """
     sys.path.insert(0, SOURCE)
+    # Snakemake ends its jobs by SIGTERM; as an exception it lets them end their child processes.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     # Child processes find the package too, wherever the interpreter comes from.
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [SOURCE, *filter(None, [os.environ.get("PYTHONPATH")])]

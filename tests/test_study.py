@@ -36,7 +36,7 @@ CATALOGUE = Catalogue(
             _method("cca", "guidance", deterministic=True),
         )
     },
-    metrics=("foscttm", "map"),
+    metrics={"foscttm": "lower", "map": "higher"},
     figures={"score_summary": ("scores", "runs"), "foscttm": ("scores",)},
 )
 

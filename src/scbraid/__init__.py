@@ -1,4 +1,4 @@
-"""Benchmark of single-cell multi-omics integration: which method should integrate these data?
+"""Benchmark single-cell multi-omics integration methods on shared data, metrics and figures.
 
 The package holds the parts of a benchmark that are useful by themselves: data sets and a simulator
 (`scbraid.data`), preparation (`scbraid.prepare`), guidance graphs (`scbraid.guidance`), methods

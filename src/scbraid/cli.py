@@ -150,7 +150,7 @@ def _list(options: argparse.Namespace) -> int:
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | dict):
         return ",".join(str(item) for item in value) or "-"
     return str(value) or "-"
 

@@ -49,13 +49,13 @@ class Catalogue:
         By name: title, role, uses, presets, names of options, whether it is deterministic, its
         module and whether it trains on a GPU.
     metrics
-        Metric names.
+        By name, whether ``higher`` or ``lower`` is better; ``none`` where neither is.
     figures
         By kind, what it is drawn from: scores, runs, embeddings, histories, guidance.
     """
 
     methods: dict[str, dict[str, Any]]
-    metrics: tuple[str, ...]
+    metrics: dict[str, str]
     figures: dict[str, tuple[str, ...]]
 
     @classmethod
@@ -76,7 +76,7 @@ class Catalogue:
 
         return cls(
             {row["name"]: planned(row) for row in describe_methods()},
-            tuple(dict.fromkeys(row["name"] for row in describe_metrics())),
+            {row["name"]: row["direction"] for row in describe_metrics()},
             {name: kind.needs for name, kind in FIGURES.items()},
         )
 
@@ -86,7 +86,7 @@ class Catalogue:
         content = json.loads(path.read_text("utf-8"))
         return cls(
             {row["name"]: row for row in content["methods"]},
-            tuple(content["metrics"]),
+            content["metrics"],
             {name: tuple(needs) for name, needs in content["figures"].items()},
         )
 
@@ -105,7 +105,7 @@ class Catalogue:
             path,
             {
                 "methods": list(self.methods.values()),
-                "metrics": list(self.metrics),
+                "metrics": self.metrics,
                 "figures": self.figures,
             },
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from scbraid.files import read_json
@@ -32,7 +32,7 @@ def closing_words(plan: Plan) -> str:
     for name, study in plan.studies.items():
         table = results / "scores" / f"{name}.tsv"
         if table.is_file():
-            parts.append(study_table(study, table))
+            parts.append(study_table(study, table, plan.catalogue.metrics))
     parts.append(problems(plan))
     places = {"scores": "scores/", "figures": "figures/", "report": "report/index.html"}
     parts.append(
@@ -45,7 +45,7 @@ def closing_words(plan: Plan) -> str:
     return "\n" + "\n\n".join(part for part in parts if part)
 
 
-def study_table(plan: StudyPlan, scores: Path) -> str:
+def study_table(plan: StudyPlan, scores: Path, directions: Mapping[str, str]) -> str:
     """Return a study's means over seeds: methods by metrics, or by conditions where several are.
 
     Parameters
@@ -54,6 +54,8 @@ def study_table(plan: StudyPlan, scores: Path) -> str:
         The study.
     scores
         Its table of scores (TSV).
+    directions
+        By metric, whether ``higher`` or ``lower`` is better: an arrow up or down says it.
     """
     with scores.open(encoding="utf-8", newline="") as handle:
         rows = list(csv.DictReader(handle, delimiter="\t"))
@@ -73,13 +75,14 @@ def study_table(plan: StudyPlan, scores: Path) -> str:
     blocks = []
     for dataset in plan.study.datasets:
         if len(conditions) > 1 and shown:
-            heading = f"{dataset}: {shown[0]}, mean over seeds"
+            heading = f"{dataset}: {_arrowed(shown[0], directions)}, mean over seeds"
             columns = [(condition, shown[0]) for condition in conditions]
             names = _without_common_part(conditions)
         else:
             condition = conditions[0] if conditions else ""
             heading = f"{dataset}, {condition}: mean over seeds"
-            columns, names = [(condition, metric) for metric in shown], shown
+            columns = [(condition, metric) for metric in shown]
+            names = [_arrowed(metric, directions) for metric in shown]
         lines = []
         for method in methods:
             found = [values.get((dataset, c, method, m)) for c, m in columns]
@@ -129,6 +132,10 @@ def _method(row: dict[str, str]) -> str:
     return row["method"] if preset in ("", "default") else f"{row['method']}.{preset}"
 
 
+def _arrowed(metric: str, directions: Mapping[str, str]) -> str:
+    return metric + {"higher": " ↑", "lower": " ↓"}.get(directions.get(metric, ""), "")
+
+
 def _most_telling(metrics: Iterable[str]) -> list[str]:
     """Metrics in order of interest, as many as fit beside the names of methods."""
     known = list(metrics)
@@ -136,7 +143,7 @@ def _most_telling(metrics: Iterable[str]) -> list[str]:
     room = WIDTH - 32
     chosen = []
     for metric in ordered:
-        room -= max(len(metric), 5) + 2
+        room -= len(metric) + 4
         if room >= 0:
             chosen.append(metric)
     return chosen

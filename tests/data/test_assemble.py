@@ -371,6 +371,9 @@ def test_label_table_of_other_cells(geo, tmp_path):
     (tmp_path / "raw" / "labels.csv").write_text("cell,Idnet\nc0,a\n")
     with pytest.raises(DataError, match=r"labels\.csv: unknown column 'Ident'; .*'Idnet'"):
         build(geo, tmp_path)
+    (tmp_path / "raw" / "labels.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"labels\.csv cannot be read as a text table"):
+        build(geo, tmp_path)
 
 
 def test_raw_files_must_be_there(geo, tmp_path):

@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import json
 import logging
+import os
 import re
 import threading
 from pathlib import Path
@@ -14,7 +15,13 @@ from pathlib import Path
 import pytest
 
 import scbraid.data.download as module
-from scbraid.data.download import RECEIPT, digest_file, download, read_receipt
+from scbraid.data.download import (
+    RECEIPT,
+    digest_file,
+    download,
+    download_reference,
+    read_receipt,
+)
 from scbraid.data.registry import DatasetEntry
 from scbraid.errors import DataError, DigestError
 
@@ -147,6 +154,8 @@ def test_sources_outlive_the_receipt(site, tmp_path):
     first = get(entry(url(site, "plain")), tmp_path)
     (tmp_path / RECEIPT).unlink()
     assert get(entry(url(site, "plain")), tmp_path) == first
+    os.utime(tmp_path / "data.bin", (0, 0))  # as after a copy of the folder
+    assert get(entry(url(site, "plain")), tmp_path)["data.bin"]["source"] == url(site, "plain")
 
 
 def test_changed_file_is_read_again_and_refused(site, tmp_path):
@@ -335,3 +344,14 @@ def test_digest_file_is_one_pass_over_all_digests(tmp_path):
     assert digests.size == 3
     assert digests.md5 == "900150983cd24fb0d6963f7d28e17f72"
     assert digests.sha256.startswith("ba7816bf")
+
+
+def test_reference_alone(site, tmp_path):
+    spec = entry(url(site, "plain")).files[0]
+    assert download_reference(spec, tmp_path / "refs").read_bytes() == CONTENT
+    (tmp_path / "data.bin").write_bytes(CONTENT)
+    path = download_reference(spec, tmp_path / "more", tmp_path)
+    assert path.read_bytes() == CONTENT
+    assert len(site.requests) == 1
+    with pytest.raises(DataError, match=r"reference 'data\.bin': cannot get data\.bin"):
+        download_reference(spec.model_copy(update={"urls": []}), tmp_path / "none")

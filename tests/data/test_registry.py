@@ -243,7 +243,8 @@ def test_files_and_extra_are_merged_and_share_references(tmp_path):
 
 def test_availability_names_the_reason(tmp_path, datasets):
     entry = load_text(tmp_path, MINIMAL)["toy"]
-    assert entry.available() == "rna.h5ad must be put by hand: set the mirror folder"
+    reason = "no address of rna.h5ad is known: set `mirror` to a folder with toy/rna.h5ad"
+    assert entry.available() == reason
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "rna.h5ad").touch()
     assert entry.available(tmp_path) is True

@@ -72,9 +72,13 @@ def linked():
         counts.append(sparse.csr_matrix(rng.poisson(rates[types] * 3).astype(np.float32)))
     n = 39  # the last feature has no edge
     edges = FeatureEdges(
-        np.zeros(n, int), np.arange(n), np.ones(n, int), np.arange(n), np.ones(n),
+        np.zeros(n, int),
+        np.arange(n),
+        np.ones(n, int),
+        np.arange(n),
+        np.ones(n),
         rng.uniform(0.1, 1, size=n),
-    )  # fmt: skip
+    )
     return embeddings, counts, edges
 
 
@@ -114,17 +118,22 @@ def test_wrong_integration_is_inconsistent(linked):
     assert integration_consistency(embeddings, counts, negative, 20) == pytest.approx(-found)
 
 
-def test_features_that_do_not_vary_count_zero(linked):
+def test_features_that_do_not_vary_are_left_out(linked):
     embeddings, counts, edges = linked
     silent = counts[0].toarray()
+    silent[:, :20] = 0
+    some = [sparse.csr_matrix(silent), counts[1]]
+    rest = FeatureEdges(*(getattr(edges, f.name)[20:] for f in dataclasses.fields(edges)))
+    found = integration_consistency(embeddings, some, edges, 20)
+    assert found == pytest.approx(integration_consistency(embeddings, some, rest, 20), abs=1e-12)
     silent[:, :39] = 0
-    found = integration_consistency(embeddings, [sparse.csr_matrix(silent), counts[1]], edges, 20)
-    assert found == 0.0
+    with pytest.raises(NotApplicable, match="vary across metacells"):
+        integration_consistency(embeddings, [sparse.csr_matrix(silent), counts[1]], edges, 20)
 
 
 def test_integration_consistency_says_when_it_does_not_apply(linked):
     embeddings, counts, edges = linked
-    with pytest.raises(NotApplicable, match="500 metacells need as many cells.*Got 240"):
+    with pytest.raises(NotApplicable, match=r"500 metacells need as many cells.*Got 240"):
         integration_consistency(embeddings, counts, edges, 500)
     none = FeatureEdges(*[np.zeros(0, int)] * 6)
     with pytest.raises(NotApplicable, match="no edge"):

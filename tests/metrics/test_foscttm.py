@@ -13,7 +13,7 @@ from scbraid.metrics import closer_fractions, foscttm
 def slow_fractions(X, Y):
     D = cdist(X.astype(np.float64), Y.astype(np.float64))
     own = np.diag(D).copy()
-    return (D < own[:, None]).mean(axis=1), (D < own[None, :]).mean(axis=0)
+    return (own[:, None] > D).mean(axis=1), (own[None, :] > D).mean(axis=0)
 
 
 def noisy_pair(n, noise, d=20, seed=0):

@@ -61,7 +61,9 @@ def slow_conservation(embeddings, references, k):
     layers = []
     for X, R in zip(embeddings, references, strict=True):
         a, b = ranked(X)[:, :k], ranked(R)[:, :k]
-        layers.append(np.mean([len({*p} & {*q}) / len({*p} | {*q}) for p, q in zip(a, b)]))
+        layers.append(
+            np.mean([len({*p} & {*q}) / len({*p} | {*q}) for p, q in zip(a, b, strict=True)])
+        )
     return np.mean(layers)
 
 
@@ -83,7 +85,7 @@ def test_conservation_of_rotated_space_is_one_and_small_layers_use_all_cells(clo
     Q = np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))[0]
     assert neighbor_conservation([X], [X @ Q * 7 + 3]) == 1.0
     assert neighbor_conservation([X[:4], X], [X[::-1][:4], X]) == 1.0  # k = 4, the layer has 4
-    with pytest.raises(NotApplicable, match="two cells. Got 1"):
+    with pytest.raises(NotApplicable, match=r"two cells. Got 1"):
         neighbor_conservation([X[:1], X], [X[:1], X])
     with pytest.raises(ValueError, match="Got 400 and 399 rows"):
         jaccard_overlaps(X, X[1:], 5)
@@ -112,8 +114,12 @@ def test_alignment_of_unequal_layers_is_that_of_subsamples(cloud):
     rng = np.random.default_rng(3)
     draws = []
     for _ in range(40):
-        rows = np.concatenate([rng.choice(np.flatnonzero(layers == name), 200, replace=False)
-                               for name in ("rna", "atac", "met")])  # fmt: skip
+        rows = np.concatenate(
+            [
+                rng.choice(np.flatnonzero(layers == name), 200, replace=False)
+                for name in ("rna", "atac", "met")
+            ]
+        )
         draws.append(slow_alignment(X[rows], layers[rows], 6))
     found = seurat_alignment(X, layers)
     assert found == pytest.approx(np.mean(draws), abs=5 * np.std(draws) / 2)

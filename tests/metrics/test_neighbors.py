@@ -34,8 +34,9 @@ def test_tiles_hold_every_pair_once(symmetric, offset, scale):
     expected = cdist(X.astype(np.float64), Y.astype(np.float64))
     got = np.sqrt(np.maximum(found, 0)) * pairs.frame.scale
     assert np.abs(got - expected).max() < 2e-3 * expected.max()
-    np.testing.assert_allclose(got[~np.eye(*got.shape, dtype=bool)],
-                               expected[~np.eye(*got.shape, dtype=bool)], rtol=1e-4)  # fmt: skip
+    np.testing.assert_allclose(
+        got[~np.eye(*got.shape, dtype=bool)], expected[~np.eye(*got.shape, dtype=bool)], rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("n", [40, 700, 2000])

@@ -53,7 +53,7 @@ def test_types_without_silhouette_by_layer_count_one():
     X = np.array([[0.0], [1.0], [10.0], [11.0], [12.0]])
     layers = np.array(["rna", "atac", "rna", "rna", "rna"])
     assert omics_layer_asw(X, ["a", "a", "b", "b", "b"], layers) == 1.0
-    with pytest.raises(NotApplicable, match="at least two. Got 1"):
+    with pytest.raises(NotApplicable, match=r"at least two. Got 1"):
         omics_layer_asw(X, ["a", "a", "b", "b", "b"], ["rna"] * 5)
 
 
@@ -117,7 +117,7 @@ def test_missing_labels_and_wrong_lengths_are_named(cloud):
     X, labels, _ = cloud(n=50)
     with pytest.raises(ValueError, match=r"labels must have shape \(50,\). Got \(49,\)"):
         silhouette_samples(X, labels[:-1])
-    with pytest.raises(ValueError, match="known for every cell. Got 1 missing"):
+    with pytest.raises(ValueError, match=r"known for every cell. Got 1 missing"):
         silhouette_samples(X, [None, *labels[1:]])
     with pytest.raises(ValueError, match="Got 2 missing"):
         silhouette_samples(X, np.r_[np.nan, np.nan, np.ones(48)])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from pyarrow import parquet
 from scipy.stats import spearmanr
 
 from scbraid.conditions import DataCondition
@@ -346,9 +348,9 @@ def test_undetected_features_and_empty_cells_go_and_are_recorded(tmp_path):
     assert "peak1" not in data["atac"].features.index
     # Peaks without counts are filtered, so that LSI is finite.
     assert np.isfinite(data["atac"].reps["X_lsi"]).all()
-    removed = data.meta["prepare"]["removed"]["atac"]
-    assert removed["cells"] == {"empty": 2, "unpaired": 1}
-    assert removed["features"] == summary["atac"].features_removed >= 3
+    assert summary["atac"].features_removed >= 3
+    recorded = json.loads(parquet.read_schema(tmp_path / "truth.parquet").metadata[b"scbraid"])
+    assert recorded == {layer: dataclasses.asdict(found) for layer, found in summary.items()}
 
 
 def test_thresholds_of_one_layer_remove_pairs(toy, tmp_path):
@@ -463,6 +465,14 @@ def test_protein_is_centred_and_keeps_all_features(tmp_path):
     assert data.meta["layers"]["adt"]["likelihood"] == "nb"
 
 
+def test_the_gene_of_a_protein_is_kept(tmp_path):
+    layers = make_layers(modalities=("rna", "adt"))
+    layers["adt"][2]["gene"] = ["Gene1;Gene2", None, *(f"Gene{i}" for i in range(18))]
+    dataset = write_dataset(tmp_path / "dataset.h5mu", layers, META)
+    data, _, _ = run(dataset, tmp_path)
+    assert data["adt"].features["gene"].tolist()[:3] == ["Gene1;Gene2", "", "Gene0"]
+
+
 def methylation(rng: np.random.Generator, obs: pd.DataFrame, names: list[str]):
     X = rng.gamma(2.0, 0.5, (len(obs), len(names))) * (rng.random((len(obs), len(names))) < 0.7)
     return sp.csr_matrix(X.astype(np.float32)), obs, positions(names, rng)
@@ -508,6 +518,8 @@ def test_normalised_and_embedding_layers_are_not_normalised_again(tmp_path):
     obs = layers["rna"][1]
     values = rng.normal(2, rng.uniform(0.5, 3, 80), (300, 80)).astype(np.float32)
     topics = rng.normal(0, 5, (300, 12)).astype(np.float32)
+    topics[9] = 0
+    topics[:, 2] = 0
     layers["rna"] = (values, obs, positions([f"Gene{i}" for i in range(80)], rng))
     layers["atac"] = (topics, obs, positions([f"topic{i}" for i in range(12)], rng))
     kinds = {"rna": {"kind": "normalised"}, "atac": {"kind": "embedding", "likelihood": "normal"}}
@@ -520,6 +532,9 @@ def test_normalised_and_embedding_layers_are_not_normalised_again(tmp_path):
     expected = pca(scale(rna.counts[:, chosen]).sparse, 10).scores
     np.testing.assert_allclose(rna.reps["X_pca"], expected, atol=1e-4)
     np.testing.assert_allclose(atac.reps["X_pca"], pca(atac.counts, 10).scores, atol=1e-4)
+    assert atac.counts.shape == (300, 12)  # zeros are coordinates here
+    with pytest.raises(ConfigError, match="is an embedding; thresholds do not apply"):
+        run(dataset, tmp_path, quality={"atac": Thresholds(min_counts=1)})
     assert data.meta["layers"] == {
         "rna": {"rep": "X_pca", "likelihood": "normal", "kind": "normalised"},
         "atac": {"rep": "X_pca", "likelihood": "normal", "kind": "embedding"},
@@ -540,6 +555,7 @@ def test_unknown_positions_are_filled_in(tmp_path):
     assert rna["chrom"].tolist() == ["", "", ""]
     assert rna["chromStart"].tolist() == [-1, -1, -1]
     assert set(data["rna"].features["strand"]) == {"."}
+    assert "gene" not in data["rna"].features
     assert set(data["atac"].features["chrom"]) == {""}
     assert set(data["atac"].features["chromEnd"]) == {-1}
 
@@ -653,8 +669,8 @@ def test_settings_default_to_those_of_the_condition():
         if name in DataCondition.names()
     }
     assert defaults == DataCondition().arguments()
-    for form in LSI_FORMS:
-        DataCondition(lsi=form)
+    fields = {field.name: field for field in dataclasses.fields(DataCondition)}
+    assert list(fields["lsi"].metadata["choices"]) == list(LSI_FORMS)
 
 
 def test_import_stays_light():

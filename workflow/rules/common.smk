@@ -180,3 +180,29 @@ def method_words(study):
     names = dict.fromkeys(run.method.name for run in PLAN.studies[study].runs)
     keys = ("name", "title", "role", "uses")
     return [{key: PLAN.catalogue.methods[name][key] for key in keys} for name in names]
+
+
+def report_settings():
+    """The whole configuration, studies included, with all defaults."""
+    studies = {name: plan.study.model_dump(mode="json") for name, plan in PLAN.studies.items()}
+    return PLAN.config.model_dump(mode="json") | {"studies": studies}
+
+
+def report_datasets():
+    """Source, licence and citation of the data sets in use."""
+    names = dict.fromkeys(run.dataset for run in PLAN.runs)
+    return [PLAN.datasets[name].describe(PLAN.config.mirror) for name in names]
+
+
+def report_runs():
+    """All runs that should exist."""
+    return [
+        {
+            "dataset": run.dataset,
+            "condition": run.condition.slug,
+            "method": MethodSpec(run.method.name, options=run.method.options).slug,
+            "preset": run.method.preset,
+            "seed": run.seed,
+        }
+        for run in PLAN.runs
+    ]

@@ -13,6 +13,10 @@ rule report:
         mem_mb=growing(2000),
         runtime=30,
     params:
+        titles={name: plan.study.title for name, plan in PLAN.studies.items()},
+        settings=report_settings(),
+        datasets=report_datasets(),
+        runs=report_runs(),
         code=code("report.py"),
     message:
         "write the report"

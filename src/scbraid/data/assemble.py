@@ -32,6 +32,7 @@ from scbraid.data.readers import (
     overlaps,
     read_annotation,
     read_bed,
+    read_text_table,
 )
 from scbraid.data.registry import MODALITIES, DatasetEntry, LayerSpec, layer_likelihood
 from scbraid.errors import DataError
@@ -215,7 +216,7 @@ def _join_cell_table(entry: DatasetEntry, parts: Mapping[str, _Part], raw_dir: P
             return
         msg = f"dataset {entry.name!r}: no cell table {path}"
         raise DataError(msg)
-    rows = pd.read_csv(path, sep=table.separator, dtype=str)
+    rows = read_text_table(path, table.separator)
     key = table.key or str(rows.columns[0])
     for column in (key, *table.columns.values()):
         if column not in rows:
@@ -360,12 +361,8 @@ def _keep_in_all(parts: Mapping[str, _Part], reason: str) -> None:
 
 def _checksums(entry: DatasetEntry, raw_dir: Path) -> dict[str, dict[str, str]]:
     """SHA-256 and source of every file used."""
-    if entry.kind == "local":
-        return {
-            path: {"sha256": sha256_file(path), "source": "local"} for path in entry.local_files()
-        }
+    found = {path: {"sha256": sha256_file(path), "source": "local"} for path in entry.local_files()}
     receipt = read_receipt(raw_dir)
-    found = {}
     for file in entry.all_files():
         path = raw_dir / file.name
         if path.is_file():

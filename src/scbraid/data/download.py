@@ -78,7 +78,8 @@ def download(
     mirror
         Folder that is searched first, at each file's `mirror` path.
     attempts
-        Tries for each URL (>= 1). The pause before try i + 1 is `backoff` * 2^(i - 1) seconds.
+        Tries in a row, for each URL, that may bring no new byte (>= 1). The pause after the i-th of
+        them is `backoff` * 2^(i - 1) seconds.
     timeout
         Seconds to wait for a connection, and then for each next piece of data.
     progress
@@ -230,6 +231,8 @@ def _verify_present(
         found, source = Digests(known["size"], known["sha256"], known["md5"]), known["source"]
     else:
         found, source = digest_file(target), "put by hand"
+        if known is not None and known["sha256"] == found.sha256:  # copied with another date
+            source = known["source"]
     difference = mismatch(file, found)
     if difference:
         msg = f"{target} has {difference}; remove it and run again, or put the right file there"
@@ -341,8 +344,8 @@ class _Transfer:
         resumed = part.exists()
         with requests.Session() as session:
             while fruitless < self.attempts:
-                if fruitless:
-                    pause = self.backoff * 2 ** (fruitless - 1)
+                if reason:
+                    pause = self.backoff * 2 ** max(0, fruitless - 1)
                     logger.info("%s: %s; next try in %g s", file.name, reason, pause)
                     time.sleep(pause)
                 before = part.stat().st_size if part.exists() else 0

@@ -151,10 +151,8 @@ class Layers:
                     name = path.stem
                     layers = {name: _read_layer(handle, name, path, reps)}
                 meta = _read_meta(handle)
-        if "task" in meta:
-            paired = meta["task"] == "paired"
-        else:
-            paired = bool(meta.get("paired", False))
+        # A prepared input states its task; a data set states whether its cells are paired.
+        paired = meta["task"] == "paired" if "task" in meta else bool(meta.get("paired", False))
         return cls(layers, paired=paired, meta=meta)
 
 
@@ -221,6 +219,9 @@ def read_frame(group: h5py.Group) -> pd.DataFrame:
 
 def _column(node: h5py.Group | h5py.Dataset) -> Any:
     if isinstance(node, h5py.Dataset):
+        if "categories" in node.attrs:
+            # Written by anndata before 0.8: codes here, names behind a reference.
+            return pd.Categorical.from_codes(node[:], _column(node.file[node.attrs["categories"]]))
         is_text = h5py.check_string_dtype(node.dtype) is not None
         return node.asstr()[:] if is_text else node[:]
     if "categories" in node:

@@ -373,6 +373,13 @@ def read_bed(path: str | Path) -> pd.DataFrame:
         )
 
 
+def read_text_table(path: str | Path, separator: str) -> pd.DataFrame:
+    """Read a text table with a header line, gzip or plain, all columns as text."""
+    path = Path(path)
+    with _readable(path, "a text table with a header line"):
+        return pd.read_csv(path, sep=separator, dtype=str)
+
+
 @contextlib.contextmanager
 def _readable(path: Path, expected: str) -> Iterator[None]:
     """Name the file, and what it should have been, when its content cannot be parsed."""

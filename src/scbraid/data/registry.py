@@ -265,7 +265,8 @@ class DatasetEntry(DatasetSpec):
         for file in self.all_files():
             held = mirror is not None and (Path(mirror) / self.mirror_path(file)).is_file()
             if not (held or file.urls or file.optional):
-                return f"{file.name} must be put by hand: {file.by_hand or 'set the mirror folder'}"
+                remedy = file.by_hand or f"set `mirror` to a folder with {self.mirror_path(file)}"
+                return f"no address of {file.name} is known: {remedy}"
         return True
 
     def describe(self, mirror: str | os.PathLike[str] | None = None) -> dict[str, Any]:

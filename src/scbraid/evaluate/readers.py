@@ -83,8 +83,9 @@ def open_layers(path: str | Path) -> Iterator[tuple[dict[str, h5py.Group], dict[
         else:
             handle = stack.enter_context(open_hdf5(path))
             if "mod" in handle:
-                order = handle["mod"].attrs.get("mod-order", sorted(handle["mod"]))
-                layers = {str(name): handle["mod"][str(name)] for name in order}
+                mod = handle["mod"]
+                order = [str(name) for name in mod.attrs.get("mod-order", sorted(mod))]
+                layers = {name: mod[name] for name in order if name in mod}
             else:
                 layers = {path.stem: handle}
             meta = _meta(handle)

@@ -133,9 +133,13 @@ def aggregate(scores: pd.DataFrame, minmax: pd.DataFrame) -> pd.DataFrame:
     }
     rows = []
     for run, own in scores.groupby(RUN, sort=False, dropna=False):
+        ran = (own["status"] == "ok").any()
         found: dict[str, _Part] = {}
         for metric in _SCALED:
-            found[metric] = _scaled(metric, own[own["metric"] == metric], ranges, name)
+            part = _scaled(metric, own[own["metric"] == metric], ranges, name)
+            # Of a run that failed as a whole, the reason speaks for itself.
+            alone = part.reason.removeprefix(f"{metric}: ")
+            found[metric] = part if ran else dataclasses.replace(part, reason=alone)
         n_cells = int(own.loc[own["metric"].isin(_SCALED), "n_cells"].max()) if len(own) else 0
         for spec in AGGREGATES:
             part = _combine([(found[member], weight) for member, weight in spec.parts])

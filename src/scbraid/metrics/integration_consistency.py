@@ -129,13 +129,13 @@ def integration_consistency(
     float
         In [-1, 1]; above 0.05 at every size when an integration can be trusted, near 0 for layers
         that do not belong together. An edge with an end that does not vary across metacells has no
-        correlation: it counts as 0.
+        correlation and is left out of both sums.
 
     Raises
     ------
     NotApplicable
-        When a layer has fewer cells than metacells are asked for, no edge is left, or fewer
-        than two metacells hold cells of every layer.
+        When a layer has fewer cells than metacells are asked for, fewer than two metacells hold
+        cells of every layer, or no edge is left.
     """
     arrays = [as_embedding(X) for X in embeddings]
     smallest = min(len(X) for X in arrays)
@@ -185,12 +185,17 @@ def integration_consistency(
             here = layer_of_end == layer
             node[here] = place[column[here]]
         ends.append(node)
+    varies = (table != 0).any(axis=1)
+    weight = np.where(varies[ends[0]] & varies[ends[1]], edges.weight, 0.0)
+    if not weight.any():
+        msg = "no edge links two features that vary across metacells"
+        raise NotApplicable(msg)
     total = 0.0
     for start in range(0, len(edges.source), 1 << 16):
         some = slice(start, start + (1 << 16))
         correlation = np.einsum("em,em->e", table[ends[0][some]], table[ends[1][some]])
-        total += float((edges.weight[some] * edges.sign[some] * correlation).sum())
-    return total / float(edges.weight.sum())
+        total += float((weight[some] * edges.sign[some] * correlation).sum())
+    return total / float(weight.sum())
 
 
 def _standard_ranks(values: np.ndarray) -> np.ndarray:

@@ -67,6 +67,7 @@ def _csr(
             torch.from_numpy(matrix.indices.astype(np.int64)),
             torch.from_numpy(matrix.data.astype(np.float32)),
             size=shape,
+            check_invariants=False,  # scipy made it
         )
 
 

@@ -137,12 +137,23 @@ def kind_of(stem: str) -> FigureKind | None:
 
 
 def caption_files() -> dict[str, str]:
-    """Content of ``workflow/report/<kind>.rst`` by file name."""
-    return {f"{kind.name}.rst": f"{_rst(kind.caption)}\n" for kind in _KINDS}
+    """Captions for ``snakemake --report`` by file name.
+
+    One file a kind (``<kind>.rst``), and ``figure.rst``, which picks by the wildcard ``figure``:
+    Snakemake puts no wildcards into the path of a caption.
+    """
+    files = {f"{kind.name}.rst": f"{_rst(kind.caption)}\n" for kind in _KINDS}
+    branches = [
+        f'{{% {"elif" if at else "if"} snakemake.wildcards.figure == "{kind.name}" %}}\n'
+        f"**{kind.title}.** {_rst(kind.caption)}\n"
+        for at, kind in enumerate(_KINDS)
+    ]
+    files["figure.rst"] = "".join([*branches, "{% endif %}\n"])
+    return files
 
 
 def _rst(text: str) -> str:
-    # Characters that reStructuredText would read as markup.
+    """Escape what reStructuredText would read as markup."""
     return re.sub(r"([*`|\\]|_\b)", r"\\\1", text)
 
 

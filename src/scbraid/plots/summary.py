@@ -48,7 +48,7 @@ ROLE_HEADINGS = {
 }
 
 _MARGIN, _ROW, _ROLE_ROW, _TITLE, _GROUP_HEAD = 2.0, 5.6, 4.0, 6.0, 4.2
-_LABEL_MAX, _SEEDS, _GAP, _CELL_MIN, _CELL_MAX = 46.0, 9.0, 2.2, 9.4, 16.0
+_LABEL_MAX, _SEEDS, _GAP, _CELL_MIN, _CELL_MAX = 40.0, 8.0, 2.0, 9.4, 16.0
 
 
 def format_seconds(seconds: float) -> str:
@@ -207,7 +207,7 @@ class _Columns:
             beside = f"{lines[-1]} ↓"
             fits = text_width(beside, SIZE_SMALL) <= self.cell - 0.6
             lines = [*lines[:-1], beside] if fits else [*lines, "↓"]
-        return [shorten(line, self.cell - 0.6, SIZE_SMALL) for line in lines]
+        return [shorten(line, self.cell - 0.4, SIZE_SMALL) for line in lines]
 
 
 class _Block:

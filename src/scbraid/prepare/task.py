@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scbraid.conditions import DataCondition
-from scbraid.data.layers import Layer, Layers, read_frame
+from scbraid.data.layers import UNS_KEY, Layer, Layers, read_frame
 from scbraid.errors import ConfigError, DataError, UnknownNameError
 from scbraid.files import atomic_path
 from scbraid.prepare import spaces
@@ -41,8 +42,10 @@ MODALITIES = ("rna", "atac", "met", "adt")
 KINDS = ("counts", "binary", "normalised", "embedding")
 LIKELIHOODS = ("nb", "ziln", "normal")
 
-# Columns of var that go into the input, with the value of an unknown position.
+# Columns of var that go into the input, with the value of an unknown position. The gene behind a
+# protein goes as well where a data set states it: guidance links by it.
 POSITION = {"chrom": "", "chromStart": -1, "chromEnd": -1, "strand": "."}
+GENE = "gene"
 
 # A methylation feature is a gene and a context.
 METHYLATION_CONTEXTS = ("_mCH", "_mCG")
@@ -167,7 +170,8 @@ def prepare(
 
     The input holds counts, genomic positions, highly variable features and a representation of each
     layer, and no label. Cells have new names and a new order: an independent one in every layer for
-    an unpaired task, a common one for a paired task. The truth maps them back.
+    an unpaired task, a common one for a paired task. The truth maps them back; its metadata record
+    what was removed.
 
     Quality control comes first, then subsampling, then the removal of features that the kept cells
     lack, then everything that is computed from the cells.
@@ -266,21 +270,10 @@ def prepare(
                 part.name: {"rep": part.rep, "likelihood": part.likelihood, "kind": part.kind}
                 for part in parts
             },
-            "prepare": {
-                **settings,
-                "clip": clip,
-                "removed": {
-                    layer: {
-                        "cells": summary.cells_removed,
-                        "cells_not_sampled": summary.cells_not_sampled,
-                        "features": summary.features_removed,
-                    }
-                    for layer, summary in summaries.items()
-                },
-            },
+            "prepare": {**settings, "clip": clip},
         },
     )
-    _write_truth(truth_path, parts)
+    _write_truth(truth_path, parts, summaries)
     write_h5mu(input_path, visible)
     for layer, summary in summaries.items():
         logger.info("%s, %s: %s", name, layer, summary)
@@ -304,7 +297,7 @@ def _read(path: Path, wanted: Sequence[str] | None) -> tuple[list[_Part], bool, 
             obs = read_frame(group["obs"])
             kind, likelihood = _nature(layer, stated.get(layer.name, {}), path)
             _check_names(layer, path)
-            layer.features = _positions(layer.features, f"{path}: layer {layer.name!r}")
+            layer.features = _annotation(layer.features, f"{path}: layer {layer.name!r}")
             unknown_pair = np.full(layer.n_cells, -1, dtype=np.int64)
             parts.append(_Part(layer, obs, kind, likelihood, layer.cells, unknown_pair))
     return parts, data.paired, data.meta
@@ -362,8 +355,8 @@ def _check_names(layer: Layer, path: Path) -> None:
             raise DataError(msg)
 
 
-def _positions(features: pd.DataFrame, where: str) -> pd.DataFrame:
-    """Keep genomic positions alone; whatever is absent becomes unknown."""
+def _annotation(features: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Keep genomic positions and genes alone; a position that is absent becomes unknown."""
     columns: dict[str, Any] = {}
     for name, unknown in POSITION.items():
         if name not in features:
@@ -378,6 +371,9 @@ def _positions(features: pd.DataFrame, where: str) -> pd.DataFrame:
             except (TypeError, ValueError) as error:
                 msg = f"{where}: var column {name!r} holds {error}; expected whole numbers"
                 raise DataError(msg) from error
+    if GENE in features:
+        genes = features[GENE].astype(object).where(features[GENE].notna(), "")
+        columns[GENE] = pd.Categorical(genes.astype(str))
     return pd.DataFrame(columns, index=features.index)
 
 
@@ -388,6 +384,11 @@ def _filter_cells(
         if layer not in [part.name for part in parts]:
             raise UnknownNameError(near_miss(layer, [p.name for p in parts], f"layer of {path}"))
     for part in parts:
+        if part.kind == "embedding":
+            if part.name in quality:
+                msg = f"{path}: layer {part.name!r} is an embedding; thresholds do not apply to it"
+                raise ConfigError(msg)
+            continue
         found = check_cells(part.layer.counts, part.layer.features.index, quality.get(part.name))
         part.cells_removed = found.removed
         part.take(np.flatnonzero(found.keep))
@@ -424,7 +425,7 @@ def _subsample(
         entropy = [subsample_seed] if paired else [subsample_seed, *part.name.encode()]
         order = np.random.default_rng(entropy).permutation(part.layer.n_cells)
         part.cells_not_sampled = max(part.layer.n_cells - cells, 0)
-        if not part.cells_not_sampled and part.layer.n_cells < cells:
+        if part.layer.n_cells < cells:
             logger.warning(
                 "%s: layer %s has %d cells, fewer than the %d asked for; all are kept",
                 path,
@@ -436,7 +437,9 @@ def _subsample(
 
 
 def _filter_features(part: _Part, path: Path) -> None:
-    kept = detected_features(part.layer.counts)
+    # A zero in an embedding is a coordinate like any other.
+    is_embedding = part.kind == "embedding"
+    kept = detected_features(part.layer.counts) | is_embedding
     part.features_removed = int((~kept).sum())
     if kept.sum() < 2:
         msg = f"{path}: layer {part.name!r} has {kept.sum()} detected features; expected 2 or more"
@@ -485,7 +488,9 @@ def _represent(parts: list[_Part], condition: DataCondition, clip: Clip, seed: i
     for part in sorted(parts, key=lambda part: part.name != "rna"):
         if part.name == "atac" and part.has_counts:
             skipped = 0 if spaces.lsi_form(condition.lsi).keep_first else 1
-            n_components = _fit(condition.n_lsi, part.layer.counts.shape, skipped, part.name)
+            n_components = _possible_components(
+                condition.n_lsi, part.layer.counts.shape, skipped, part.name
+            )
             rep = spaces.lsi(
                 part.layer.counts,
                 n_components,
@@ -500,13 +505,13 @@ def _represent(parts: list[_Part], condition: DataCondition, clip: Clip, seed: i
                 chosen = _choose_features(part, rna, condition.n_top_genes)
                 part.layer.features = part.layer.features.assign(highly_variable=chosen)
             values = _encode(part, chosen, clip)
-            n_components = _fit(condition.n_pcs, values.shape, 0, part.name)
+            n_components = _possible_components(condition.n_pcs, values.shape, 0, part.name)
             rep = spaces.pca(values, n_components, seed=seed).scores
             part.rep = "X_pca"
         part.layer.reps = {part.rep: rep}
 
 
-def _fit(wanted: int, shape: tuple[int, int], skipped: int, layer: str) -> int:
+def _possible_components(wanted: int, shape: tuple[int, int], skipped: int, layer: str) -> int:
     """Return the number of components that a matrix of this shape allows."""
     allowed = min(shape) - 1 - skipped
     if allowed < 1:
@@ -571,7 +576,10 @@ def _encode(part: _Part, chosen: np.ndarray, clip: Clip) -> sp.csr_matrix:
     return scale(values, clip=clip).sparse
 
 
-def _write_truth(path: str | os.PathLike[str], parts: list[_Part]) -> None:
+def _write_truth(
+    path: str | os.PathLike[str], parts: list[_Part], summaries: Mapping[str, LayerSummary]
+) -> None:
+    """Write one row a cell; what was removed stands in the metadata of the table, as JSON."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -594,8 +602,11 @@ def _write_truth(path: str | os.PathLike[str], parts: list[_Part]) -> None:
     }.items():
         if any(name in part.obs for part in parts):
             columns[name] = column(partial(_values, name=name, read=read), kind)
+    # Not into the input: whether a layer lost cells because of another tells that cells have pairs.
+    record = {layer: dataclasses.asdict(summary) for layer, summary in summaries.items()}
+    table = pa.table(columns).replace_schema_metadata({UNS_KEY: json.dumps(record)})
     with atomic_path(path) as unfinished:
-        pq.write_table(pa.table(columns), unfinished)
+        pq.write_table(table, unfinished)
 
 
 def _values(part: _Part, *, name: str, read: Callable[[Any], Any]) -> list[Any]:

@@ -94,8 +94,17 @@ def render(context: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["link"] = safe_link
+    environment.filters["slug"] = breakable
     environment.tests["link"] = lambda text: safe_link(text) != ""
     return environment.get_template("report.html").render(context)
+
+
+def breakable(text: Any) -> Any:
+    """Let a slug break before its settings instead of anywhere; the text itself is escaped."""
+    from markupsafe import Markup, escape
+
+    parts = re.split(r"(?=[+@,])", str(text))
+    return Markup("<wbr>").join(escape(part) for part in parts)
 
 
 def safe_link(text: Any) -> str:
@@ -182,8 +191,9 @@ def _figure(figure: Figure, results: Path) -> dict[str, Any]:
         "title": figure.title,
         "caption": figure.caption,
         "image": _data_uri(figure.png, "image/png"),
-        "width": width,
-        "height": height,
+        # Half of the pixels: the size of print on a screen, and sharp on a fine one.
+        "width": width // 2,
+        "height": height // 2,
         "tsv": None if figure.tsv is None else _download(figure.tsv, results),
         "pdf": "" if figure.pdf is None else _relative(figure.pdf, results),
     }

@@ -31,8 +31,8 @@ class SimulationConfig:
     layers
         Layers to plan, a subset of ``rna``, ``atac``, ``met``, ``adt``; ``rna`` is always one.
     paired
-        True: every layer measures the same cells. False: each layer has cells of its own, and the
-        three composition fields below apply.
+        True: every layer measures the same cells. False: each layer has cells of its own, and
+        composition_shift, missing_types and size_ratio apply.
     n_genes, n_peaks, n_proteins
         Features of rna, atac and adt; met has two features a gene (mCH, mCG).
     n_types
@@ -41,7 +41,7 @@ class SimulationConfig:
         How many of them form a continuous lineage: a stem of ``n_lineage - 2`` types that forks
         into two ends; 0 for none, otherwise at least 3.
     type_ratio
-        Abundance of a type relative to the next more frequent one.
+        Abundance of a type relative to the next more frequent one (1: all equal).
     subtypes
         One entry a split: the layer in which the two halves of a (non-lineage) type differ, or
         ``all``.

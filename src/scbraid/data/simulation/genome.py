@@ -142,7 +142,7 @@ class _Occupied:
         # a neighbourhood of one cell on each side is kept free.
         cell = number.astype(np.int64) * 10**9 + (start + end) // 2_000
         _, first = np.unique(cell, return_index=True)
-        accepted = []
+        accepted: list[int] = []
         known = set(self._keys.tolist())
         for position in np.sort(first):
             if len(accepted) == limit:
@@ -150,7 +150,7 @@ class _Occupied:
             key = int(cell[position])
             if known.isdisjoint((key - 1, key, key + 1)):
                 known.add(key)
-                accepted.append(position)
+                accepted.append(int(position))
         self._keys = np.fromiter(known, dtype=np.int64)
         return np.asarray(accepted, dtype=np.int64)
 

@@ -150,7 +150,7 @@ def write_dataset(
         Cells gathered before each write; changes memory and nothing else.
     """
     sizes = {layer: cells_per_layer(truth, n_cells)[layer] for layer in layers}
-    with h5py.File(path, "w", userblock_size=USERBLOCK, libver="latest") as file:
+    with h5py.File(path, "w", userblock_size=USERBLOCK) as file:
         _encode(file, "MuData", "0.1.0", axis=0, encoder="scbraid")
         file.attrs["encoder-version"] = __version__
         modalities = file.create_group("mod")

@@ -46,6 +46,11 @@ class GlueConfig(MethodConfig):
     discriminator_input: str = option(
         "mean", "what the discriminator sees of q(u|x)", choices=("mean", "sample")
     )
+    decoder_start: str = option(
+        "data",
+        "start decoder biases and spreads at the features' own frequencies, or at zero",
+        choices=("data", "zero"),
+    )
     restore: str = option(
         "latest", "which of the three best checkpoints is kept", choices=("latest", "best")
     )
@@ -54,11 +59,11 @@ class GlueConfig(MethodConfig):
         1.0, "length of the automatic schedule; 1 is 24,000 steps a stage at most", gt=0
     )
     max_epochs: int | None = option(None, "epochs a stage at most; automatic when None", ge=1)
-    threads: int | None = option(None, "CPU threads of torch; its own choice when None", ge=1)
 
 
 # Behaviour of the version that the paper names for reproduction (v0.2.0).
 PAPER: dict[str, Any] = {
+    "decoder_start": "zero",
     "discriminator_input": "mean",
     "noise": 1.5,
     "balance_rule": "product",

@@ -56,8 +56,6 @@ def fit_glue(
         Add the terms of the paired variant.
     """
     where = pick_device(device)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     n_shared = count_shared_batches(inputs) if config.shared_batches else None
     layers = [LayerData(layer, where) for layer in inputs.layers]
     durations = automatic_durations(len(inputs.cells), config)
@@ -79,6 +77,9 @@ def fit_glue(
         network = GlueNetwork(inputs, config, [layer.input_dim for layer in layers], shared)
         if pretrained is not None:
             network.copy_matching(pretrained)
+        elif config.decoder_start == "data":
+            for layer in inputs.layers:
+                network.decoders[layer.name].start_from(layer.values, layer.batch)
         network.to(where)
         task = GlueTask(
             network,

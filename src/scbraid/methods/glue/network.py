@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from scbraid.nn.counts import CountBatch, CountMatrix
 from scbraid.nn.graph import GraphEncoder
 from scbraid.nn.likelihoods import LIKELIHOODS
 from scbraid.nn.negative_binomial import softmax_negative_binomial_nll
+
+# Dispersions at the start stay within these: moments of rare features are noise.
+_THETA_START = (0.05, 150.0)
 
 
 class FeatureDecoder(nn.Module):
@@ -33,6 +37,30 @@ class FeatureDecoder(nn.Module):
                 for name in self.likelihood.parameters
             }
         )
+
+    @torch.no_grad()
+    def start_from(self, values: sp.csr_matrix, batch: np.ndarray) -> None:
+        """Start bias and spread at what the features show without any embedding.
+
+        From zero, a bias has to walk to its feature's log frequency at one learning rate a step,
+        which takes thousands of steps; the optimum of the training is the same.
+
+        Parameters
+        ----------
+        values
+            The layer's observations (n_cells, n_features).
+        batch
+            Batch code of each cell.
+        """
+        if self.likelihood.name not in _STARTS:
+            return
+        starts = _STARTS[self.likelihood.name]
+        for b in range(self.n_batches):
+            for name, start in starts(values[batch == b]).items():
+                if name == "bias":
+                    self.bias[b] = torch.from_numpy(start)
+                elif name in self.others:
+                    self.others[name][b] = torch.from_numpy(start)
 
     def nll(self, u: Tensor, v: Tensor, observed: CountBatch, batch: Tensor) -> Tensor:
         """Mean over cells and features of −log p(x | u, v).
@@ -69,6 +97,49 @@ class FeatureDecoder(nn.Module):
             location, observed.dense(), observed.library[:, None], parameters
         )
         return -density.sum()
+
+
+def _count_starts(values: sp.csr_matrix) -> dict[str, np.ndarray]:
+    """Log frequency and moment estimate of the dispersion under μ = l·p, per feature."""
+    values = values.astype(np.float64)
+    library = np.asarray(values.sum(axis=1)).ravel()
+    frequency = (np.asarray(values.sum(axis=0)).ravel() + 0.5) / (library.sum() + 0.5)
+    squares = np.asarray(values.multiply(values).sum(axis=0)).ravel()
+    expected_squares = (library**2).sum() * frequency**2
+    residual = squares - 2 * frequency * (values.T @ library) + expected_squares
+    excess = residual - library.sum() * frequency
+    theta = expected_squares / np.maximum(excess, 1e-12)
+    log_frequency = np.log(frequency)
+    return {
+        "bias": log_frequency - log_frequency.mean(),
+        "log_theta": np.log(np.clip(theta, *_THETA_START)),
+    }
+
+
+def _value_starts(values: sp.csr_matrix) -> dict[str, np.ndarray]:
+    """Mean, spread and share of zeros of log values (of the non-zero ones), per feature."""
+    n_cells = max(values.shape[0], 1)
+    log_values = values.astype(np.float64)
+    positive = log_values.data > 0
+    log_values.data = np.log(np.where(positive, log_values.data, 1.0))
+    present = np.maximum(np.diff(values.tocsc().indptr), 1)
+    mean = np.asarray(log_values.sum(axis=0)).ravel() / present
+    squares = np.asarray(log_values.multiply(log_values).sum(axis=0)).ravel() / present
+    std = np.sqrt(np.maximum(squares - mean**2, 1e-2))
+    share_zero = np.clip(1 - np.diff(values.tocsc().indptr) / n_cells, 0.01, 0.99)
+    return {
+        "bias": mean,
+        "std_raw": np.log(np.expm1(std)),
+        "zero_logit": np.log(share_zero / (1 - share_zero)),
+    }
+
+
+_STARTS = {
+    "nb": _count_starts,
+    "zinb": _count_starts,
+    "nb_mixture": _count_starts,
+    "ziln": _value_starts,
+}
 
 
 class LayerData:

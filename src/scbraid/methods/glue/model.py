@@ -1,0 +1,291 @@
+"""GLUE on AnnData and MuData, with the habits of scanpy and scvi-tools."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+
+from scbraid._version import __version__
+from scbraid.data.layers import Layer, Layers
+from scbraid.errors import ConfigError, DataError
+from scbraid.files import atomic_path
+from scbraid.guidance.graph import Guidance
+from scbraid.methods.base import DEFAULT_PRESET
+from scbraid.methods.glue.config import GlueConfig
+from scbraid.methods.glue.fit import count_shared_batches, fit_glue
+from scbraid.methods.glue.inputs import DEFAULT_REP, GlueInputs, make_inputs
+from scbraid.methods.glue.method import GlueMethod
+from scbraid.methods.glue.network import Embedding, GlueNetwork, LayerData, encode
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+
+_MODEL_FILE = "model.json"
+_WEIGHTS_FILE = "weights.npz"
+_GUIDANCE_FILE = "guidance.npz"
+OBSM_KEY = "X_glue"
+_UNTRAINED = "this model is not trained yet; call train() first"
+
+
+class Glue:
+    """Integrate unpaired layers through a guidance graph (Cao & Gao 2022).
+
+    Parameters
+    ----------
+    data
+        A MuData, or AnnData objects by layer name. Each holds raw counts in X (or in
+        `layers[layer]`), an encoder input in obsm (see `reps`), and features that the graph knows.
+    guidance
+        Graph over the features, from `scbraid.guidance.anchored_graph` or `Guidance.load`. The
+        model uses its highly variable features.
+    preset
+        ``default``, ``paper`` or another preset of GLUE.
+    batch_key
+        obs column with batches, present in every layer; None for no batches.
+    reps
+        obsm key of the encoder input by layer; ``X_pca`` and, for ``atac``, ``X_lsi`` by default.
+    likelihoods
+        Observation model by layer; ``nb``, and ``ziln`` for ``met``, by default.
+    layer
+        Name in `.layers` of the counts; X when None.
+    paired
+        True to use equal obs_names in two layers as the same cell (adds the paired terms).
+    seed
+        Seed of training.
+    device
+        ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    **options
+        Options of `GlueConfig`, such as ``latent_dim=20``.
+
+    Examples
+    --------
+    >>> model = Glue({"rna": rna, "atac": atac}, guidance, latent_dim=20)  # doctest: +SKIP
+    >>> model.train()  # doctest: +SKIP
+    >>> rna.obsm["X_glue"].shape  # doctest: +SKIP
+    (5107, 20)
+
+    See Also
+    --------
+    scbraid.guidance.anchored_graph : makes the guidance graph from coordinates.
+    """
+
+    def __init__(
+        self,
+        data: MuData | Mapping[str, AnnData],
+        guidance: Guidance,
+        *,
+        preset: str = DEFAULT_PRESET,
+        batch_key: str | None = None,
+        reps: Mapping[str, str] | None = None,
+        likelihoods: Mapping[str, str] | None = None,
+        layer: str | None = None,
+        paired: bool = False,
+        seed: int = 0,
+        device: str = "auto",
+        **options: Any,
+    ) -> None:
+        self.config: GlueConfig = GlueMethod.configure(preset, options)
+        self.guidance = guidance
+        self.seed = seed
+        self.device = device
+        self.paired = paired
+        self._settings = {
+            "batch_key": batch_key,
+            "reps": dict(reps or {}),
+            "likelihoods": dict(likelihoods or {}),
+            "layer": layer,
+        }
+        self._anndata = _by_layer(data)
+        self._inputs: GlueInputs = make_inputs(
+            _as_layers(self._anndata, **self._settings),
+            guidance,
+            self.config,
+            paired=paired,
+        )
+        self._network: GlueNetwork | None = None
+        self._embedding: Embedding | None = None
+        self.history: pd.DataFrame = pd.DataFrame()
+        self.details: dict[str, Any] = {}
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the model has been trained or loaded."""
+        return self._network is not None
+
+    def train(self) -> None:
+        """Train both stages; write ``obsm["X_glue"]`` and ``varm["X_glue"]`` into the data.
+
+        Raises
+        ------
+        NonFiniteLossError
+            When a loss term becomes NaN or infinite.
+        """
+        fitted = fit_glue(
+            self._inputs, self.config, seed=self.seed, device=self.device, paired=self.paired
+        )
+        self._network, self._embedding = fitted.network, fitted.embedding
+        self.details = fitted.details
+        self.history = pd.DataFrame([row for record in fitted.records for row in record.history])
+        self._annotate()
+
+    def get_latent_representation(self, layer: str | None = None) -> Any:
+        """Posterior means of the cells.
+
+        Parameters
+        ----------
+        layer
+            One layer, or None for all.
+
+        Returns
+        -------
+        numpy.ndarray or dict
+            (n_cells, latent_dim) float32 in the order of the data; a dict by layer for None.
+        """
+        cells = self._trained().cells
+        return dict(cells) if layer is None else cells[layer]
+
+    def get_feature_embedding(self, layer: str) -> pd.DataFrame:
+        """Posterior means of a layer's used features, (n_features, latent_dim), by name."""
+        embedding = self._trained()
+        used = next(part for part in self._inputs.layers if part.name == layer)
+        return pd.DataFrame(embedding.features[used.vertices], index=used.features)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model to a folder: weights as plain arrays, everything else as JSON.
+
+        Nothing is pickled, so loading runs no code from the files.
+        """
+        if self._network is None:
+            raise ConfigError(_UNTRAINED)
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.guidance.save(folder / _GUIDANCE_FILE)
+        arrays = {name: t.cpu().numpy() for name, t in self._network.state_dict().items()}
+        with atomic_path(folder / _WEIGHTS_FILE) as partial, partial.open("wb") as file:
+            np.savez(file, **arrays)
+        description = {
+            "format": "scbraid.glue/1",
+            "scbraid": __version__,
+            "config": self.config.as_dict(),
+            "seed": self.seed,
+            "paired": self.paired,
+            "settings": self._settings,
+            "features": {part.name: part.features.tolist() for part in self._inputs.layers},
+            "batches": {part.name: part.batches for part in self._inputs.layers},
+            "details": self.details,
+        }
+        with atomic_path(folder / _MODEL_FILE) as partial:
+            partial.write_text(json.dumps(description, indent=1), "utf-8")
+
+    @classmethod
+    def load(
+        cls, path: str | Path, data: MuData | Mapping[str, AnnData], *, device: str = "auto"
+    ) -> Glue:
+        """Read a saved model and embed `data`, which has the layers and features it was made for.
+
+        Raises
+        ------
+        DataError
+            When the folder holds no model, or the data lack features or batches of it.
+        """
+        folder = Path(path)
+        file = folder / _MODEL_FILE
+        if not file.is_file():
+            msg = f"{folder} holds no saved model: {_MODEL_FILE} is missing"
+            raise DataError(msg)
+        stated = json.loads(file.read_text("utf-8"))
+        model = cls(
+            data,
+            Guidance.load(folder / _GUIDANCE_FILE),
+            paired=stated["paired"],
+            seed=stated["seed"],
+            device=device,
+            **stated["settings"],
+            **stated["config"],
+        )
+        for part in model._inputs.layers:
+            if part.batches != stated["batches"].get(part.name):
+                msg = (
+                    f"layer {part.name!r} has batches {', '.join(part.batches)}; the model was "
+                    f"trained on {', '.join(stated['batches'].get(part.name, []))}"
+                )
+                raise DataError(msg)
+        layers = [LayerData(part, torch.device("cpu")) for part in model._inputs.layers]
+        shared = count_shared_batches(model._inputs) if model.config.shared_batches else None
+        network = GlueNetwork(
+            model._inputs, model.config, [part.input_dim for part in layers], shared
+        )
+        with np.load(folder / _WEIGHTS_FILE, allow_pickle=False) as arrays:
+            network.load_state_dict({name: torch.from_numpy(arrays[name]) for name in arrays.files})
+        network.eval()
+        model._network = network
+        model._embedding = encode(network, layers)
+        model.details = stated["details"]
+        model._annotate()
+        return model
+
+    def _trained(self) -> Embedding:
+        if self._embedding is None:
+            raise ConfigError(_UNTRAINED)
+        return self._embedding
+
+    def _annotate(self) -> None:
+        embedding = self._trained()
+        for part in self._inputs.layers:
+            adata = self._anndata[part.name]
+            adata.obsm[OBSM_KEY] = embedding.cells[part.name]
+            features = np.full((adata.n_vars, embedding.features.shape[1]), np.nan, np.float32)
+            columns = adata.var_names.astype(str).get_indexer(part.features)
+            features[columns] = embedding.features[part.vertices]
+            # Features that the graph does not link have no embedding.
+            adata.varm[OBSM_KEY] = features
+
+
+def _by_layer(data: MuData | Mapping[str, AnnData]) -> dict[str, AnnData]:
+    modalities = getattr(data, "mod", data)
+    return dict(modalities.items())
+
+
+def _as_layers(
+    anndata: Mapping[str, AnnData],
+    *,
+    batch_key: str | None,
+    reps: Mapping[str, str],
+    likelihoods: Mapping[str, str],
+    layer: str | None,
+) -> Layers:
+    layers, stated = {}, {}
+    for name, adata in anndata.items():
+        for what, names in (("obs_names", adata.obs_names), ("var_names", adata.var_names)):
+            if not names.is_unique:
+                first = names[names.duplicated()][0]
+                msg = f"layer {name!r}: {what} are not unique (first: {first!r})"
+                raise DataError(msg)
+        if batch_key is not None and batch_key not in adata.obs:
+            msg = f"layer {name!r} has no obs column {batch_key!r} (batch_key)"
+            raise DataError(msg)
+        if layer is not None and layer not in adata.layers:
+            msg = f"layer {name!r} has no .layers[{layer!r}]"
+            raise DataError(msg)
+        counts = adata.X if layer is None else adata.layers[layer]
+        rep = reps.get(name, DEFAULT_REP.get(name, "X_pca"))
+        stated[name] = {"rep": rep}
+        if name in likelihoods:
+            stated[name]["likelihood"] = likelihoods[name]
+        layers[name] = Layer(
+            name=name,
+            counts=sp.csr_matrix(counts, dtype=np.float32),
+            cells=adata.obs_names.to_numpy(dtype=str),
+            features=adata.var,
+            reps={rep: np.asarray(adata.obsm[rep], np.float32)} if rep in adata.obsm else {},
+            batch=None if batch_key is None else adata.obs[batch_key].to_numpy(dtype=str),
+        )
+    return Layers(layers, meta={"layers": stated})

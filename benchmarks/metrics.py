@@ -41,9 +41,9 @@ def make_data(n_pairs: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     share = rng.dirichlet(np.full(N_TYPES, 2.0))
     types = rng.choice(N_TYPES, n_pairs, p=share)
-    latent = 0.5 * rng.normal(size=(N_TYPES, N_DIMS))[types] + rng.normal(size=(n_pairs, N_DIMS))
+    latent = 1.0 * rng.normal(size=(N_TYPES, N_DIMS))[types] + rng.normal(size=(n_pairs, N_DIMS))
     views = {
-        name: (latent + 0.6 * rng.normal(size=latent.shape)).astype(np.float32)
+        name: (latent + 2.0 * rng.normal(size=latent.shape)).astype(np.float32)
         for name in ("rna", "atac")
     }
     return {

@@ -43,7 +43,7 @@ CATALOGUE = Catalogue(
 DATASETS = """
 datasets:
   demo: {kind: simulated, title: t, preset: demo, cells: 300, layers: {rna: {}, atac: {}}}
-  other: {kind: simulated, title: t, preset: demo, layers: {rna: {}, atac: {}}}
+  other: {kind: simulated, title: t, preset: demo, cells: 300, layers: {rna: {}, atac: {}}}
   far:
     kind: mirror
     title: t
@@ -158,7 +158,7 @@ def test_limits_of_a_method_deviate_where_they_say_so() -> None:
         ({"seeds": []}, ConfigError, "one.yaml: seeds: List should have at least 1 item"),
         ({"seeds": [1, 1]}, ConfigError, "seeds: 1 stands twice"),
         ({"seeds": [-1]}, ConfigError, "one.yaml: seeds.0:"),
-        ({"datasets": ["far"]}, ConfigError, "'far' cannot be had: rna.h5ad must be put by hand"),
+        ({"datasets": ["far"]}, ConfigError, "data set 'far' cannot be had: "),
     ],
 )
 def test_mistakes_in_a_study_are_named(

@@ -37,20 +37,26 @@ def code_digest(
     str
         16 hexadecimal digits.
     """
+    total = hashlib.sha256()
+    for file in source_files(script, modules, apart=apart):
+        name = file.relative_to(SOURCE) if file.is_relative_to(SOURCE) else file.name
+        total.update(f"{name} {_examine(file)[0]}\n".encode())
+    return total.hexdigest()[:16]
+
+
+def source_files(
+    script: str | Path, modules: Iterable[str] = (), *, apart: Iterable[str] = ()
+) -> list[Path]:
+    """Files that `code_digest` covers, sorted; parameters as there."""
     left_out = {_files(module)[-1] for module in apart}
     waiting = [Path(script).resolve(), *(file for module in modules for file in _files(module))]
-    seen: dict[Path, str] = {}
+    seen: set[Path] = set()
     while waiting:
         file = waiting.pop()
-        if file in seen or file in left_out:
-            continue
-        seen[file], imported = _examine(file)
-        waiting += [f for module in imported for f in _files(module)]
-    total = hashlib.sha256()
-    for file in sorted(seen):
-        name = file.relative_to(SOURCE) if file.is_relative_to(SOURCE) else file.name
-        total.update(f"{name} {seen[file]}\n".encode())
-    return total.hexdigest()[:16]
+        if file not in seen and file not in left_out:
+            seen.add(file)
+            waiting += [f for module in _examine(file)[1] for f in _files(module)]
+    return sorted(seen)
 
 
 @functools.cache

@@ -112,13 +112,14 @@ def test_an_interrupted_job_takes_its_method_along(tiny: Tiny, tmp_path: Path) -
             cwd=tmp_path,
             stdout=handle,
             stderr=handle,
+            start_new_session=True,
         )
     run_log = tmp_path / "results/logs/integrate/tiny/unpaired/glue/0.log"
     began = time.monotonic()
     while not (run_log.is_file() and "pretrain" in run_log.read_text()):
         assert time.monotonic() - began < 200, log.read_text()
         time.sleep(0.1)
-    child.terminate()
+    os.killpg(child.pid, signal.SIGTERM)
     child.wait(60)
     time.sleep(1)
     workers = subprocess.run(

@@ -37,7 +37,6 @@ wildcard_constraints:
     method=r"[^/]+",
     seed=r"\d+",
     study=r"[^/]+",
-    figure=r"[a-z0-9_]+",
 
 
 def code(script, *modules, apart=()):
@@ -147,17 +146,21 @@ def row_files(study, file):
     return [f"{PLAN.config.results}/{row.run.path}/{file}" for row in PLAN.studies[study].rows]
 
 
-def figure_files(wildcards):
-    """What a kind of figure is drawn from, beside the scores."""
-    needs = PLAN.catalogue.figures[wildcards.figure]
-    files = []
-    if {"runs", "histories", "embeddings"} & set(needs):
-        files += run_files(wildcards.study, "status.json")
-    if "embeddings" in needs:
-        files += run_files(wildcards.study, "embedding.h5ad")
-        files += study_files(wildcards.study, prepared_truth)
-    if "guidance" in needs:
-        files += study_files(wildcards.study, guidance_of)
+def figure_files(kind):
+    """Input function: what a kind of figure is drawn from, beside the scores."""
+
+    def files(wildcards):
+        needs = PLAN.catalogue.figures[kind]
+        found = []
+        if {"runs", "histories", "embeddings"} & set(needs):
+            found += run_files(wildcards.study, "status.json")
+        if "embeddings" in needs:
+            found += run_files(wildcards.study, "embedding.h5ad")
+            found += study_files(wildcards.study, prepared_truth)
+        if "guidance" in needs:
+            found += study_files(wildcards.study, guidance_of)
+        return found
+
     return files
 
 

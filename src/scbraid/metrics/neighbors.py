@@ -9,9 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from scbraid.metrics._arrays import as_embedding, same_width
-from scbraid.metrics._pairs import DOUBT, Frame, Pairs, distances_to, rounding
+from scbraid.metrics._pairs import DOUBT, TILE, Frame, Pairs, distances_to, rounding
 
-_STRIDE = 16  # one column in 16 is looked at first, to guess how far the k-th neighbour is
+# One column in 16, and 4,096 at the most, are looked at first, to guess how far the k-th is.
+_STRIDE = 16
+_SAMPLE = 4096
+_LISTED = 1 << 19  # neighbours selected at a time, about
+_FULL = 1 << 22  # distances in memory where a row is selected from in full
+_COLUMN_BITS = 22
+_MAX_COLUMNS = 1 << _COLUMN_BITS
 _NEAR = 15  # distances up to this rank are used as numbers, beyond it only as an order
 _SPARE = 4  # searched beyond what is kept
 
@@ -90,10 +96,10 @@ def neighbor_strips(
 
     Notes
     -----
-    The search is exhaustive. Every sixteenth column of a strip of distances gives a guess from
-    above of the k-th distance; what lies below the guess is kept and sorted, and a row that kept
-    fewer than k is selected from in full. Rows whose near distances single precision cannot tell
-    apart (tight, far clusters) are done again in double precision.
+    The search is exhaustive. A sample of the columns gives a guess from above of the k-th
+    distance; what lies below it is listed and sorted, and a row with fewer than k on the list is
+    selected from in full. Rows whose near distances single precision cannot tell apart (tight, far
+    clusters) are done again in double precision.
     """
     X = as_embedding(X)
     itself = Y is None
@@ -116,89 +122,132 @@ def _strips(
     pairs = Pairs(X, None if itself else Y, frame=frame)
     least = rounding(pairs.dtype, pairs.n_dims) / DOUBT
     in_double: Pairs | None = None
-    for rows, strip in pairs.strips():
-        if itself:
-            strip[np.arange(len(strip)), np.arange(rows.start, rows.stop)] = np.inf
-        indices, near = _select(strip, k)
+    search = _Search(pairs, k, itself=itself)
+    height = int(np.clip(_LISTED // k, 64, TILE))
+    for top in range(0, len(X), height):
+        rows = slice(top, min(top + height, len(X)))
+        indices, near = search.nearest(rows)
         doubtful = np.flatnonzero(near < least * 2 * pairs.left_norms[rows])
         if doubtful.size:
             if in_double is None:
                 in_double = Pairs(Y, frame=frame, dtype=np.float64)
-            # Half the rows at a time: they are twice as wide.
-            for part in np.array_split(doubtful, 2 if doubtful.size > 1 else 1):
-                again = _rows_in_double(X, in_double, part + rows.start)
-                if itself:
-                    again[np.arange(len(part)), part + rows.start] = np.inf
-                indices[part] = _select(again, k)[0]
+            left = _operand_in_double(X[doubtful + top], in_double)
+            own = doubtful + top if itself else None
+            indices[doubtful] = _select_in_full(left, in_double.right, k, own)[0]
         yield rows, indices
 
 
-def _rows_in_double(X: np.ndarray, target: Pairs, rows: np.ndarray) -> np.ndarray:
-    block = target.frame.apply(X[rows])
+def _operand_in_double(X: np.ndarray, target: Pairs) -> np.ndarray:
+    block = target.frame.apply(X)
     left = np.empty((len(block), target.n_dims + 2))
     left[:, :-2] = -2 * block
     left[:, -2] = np.square(block).sum(axis=1)
     left[:, -1] = 1.0
-    return left @ target.right.T
+    return left
 
 
-def _select(strip: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the columns of the k smallest of each row, smallest first, and a near value of each.
+class _Search:
+    """Selects the k nearest columns for some rows at a time, in single precision.
 
-    The near value is the 15th smallest (or the k-th when that comes earlier).
+    A sample of the columns gives a guess from above of the k-th distance of each row. Tiles are
+    made while they fit the cache; what lies below the guess is written down as one integer (row,
+    distance, column), and one sort of the list gives all rows in order.
     """
-    n_rows, n_columns = strip.shape
-    expected = k / _STRIDE
-    guess_rank = int(expected + 3 * np.sqrt(expected) + 3)
-    if guess_rank * _STRIDE * 2 < n_columns:
-        sample = np.ascontiguousarray(strip[:, ::_STRIDE])
-        sample.partition(guess_rank, axis=1)
-        kept = strip <= sample[:, [guess_rank]]
-        flat = np.flatnonzero(kept)
-        row = flat // n_columns
-        counts = np.bincount(row, minlength=n_rows)
-        # Too few: the guess was too near. Far too many: ties, as in embeddings with few places.
-        again = np.flatnonzero((counts < k) | (counts > 4 * guess_rank * _STRIDE))
-    else:
-        kept = np.empty(strip.shape, bool)
-        again = np.arange(n_rows)
-    if again.size:
-        kept[again] = _smallest(strip[again], k)
-        flat = np.flatnonzero(kept)
-        row = flat // n_columns
-        counts = np.bincount(row, minlength=n_rows)
-    # Ragged lists, padded into a rectangle of (n_rows, longest list).
-    place = np.arange(len(flat)) - np.repeat(np.cumsum(counts) - counts, counts)
-    longest = int(counts.max())
-    values = np.full((n_rows, longest), np.inf, strip.dtype)
-    columns = np.zeros((n_rows, longest), np.int64)
-    values[row, place] = strip.reshape(-1)[flat]
-    columns[row, place] = flat - row * n_columns
-    near = np.partition(values, min(k, _NEAR) - 1, axis=1)[:, min(k, _NEAR) - 1]
-    return _sorted_columns(values, columns)[:, :k], near
+
+    def __init__(self, pairs: Pairs, k: int, *, itself: bool) -> None:
+        self.pairs = pairs
+        self.k = k
+        self.itself = itself
+        n_columns = len(pairs.right)
+        stride = max(_STRIDE, n_columns // _SAMPLE)
+        expected = k / stride
+        self.rank = int(expected + 3 * np.sqrt(expected) + 3)
+        # Too few columns to guess from: all are listed.
+        self.sample = pairs.right[::stride].copy() if 2 * self.rank * stride < n_columns else None
+        self.most = 4 * self.rank * stride
+        self.buffer = np.empty(TILE * TILE, np.float32)
+
+    def nearest(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Return the columns of the k smallest of each row, smallest first, and a near value.
+
+        The near value is the 15th smallest (or the k-th when that comes earlier).
+        """
+        left, right = self.pairs.left[rows], self.pairs.right
+        n_rows, n_columns = len(left), len(right)
+        limit = np.full(n_rows, np.inf, np.float32)
+        if self.sample is not None:
+            sampled = left @ self.sample.T
+            sampled.partition(self.rank, axis=1)
+            limit = sampled[:, self.rank].copy()
+        counts = np.zeros(n_rows, np.int64)
+        keys = []
+        for first in range(0, n_columns, TILE):
+            columns = slice(first, min(first + TILE, n_columns))
+            width = columns.stop - first
+            tile = self.buffer[: n_rows * width].reshape(n_rows, width)
+            np.matmul(left, right[columns].T, out=tile)
+            if self.itself:
+                own = np.arange(max(rows.start, first), min(rows.stop, columns.stop))
+                tile[own - rows.start, own - first] = np.inf
+            flat = np.flatnonzero(tile <= limit[:, None])
+            here = np.diff(np.searchsorted(flat, np.arange(n_rows + 1) * width))
+            row = np.repeat(np.arange(n_rows), here)
+            keys.append(_pack(row, tile.reshape(-1)[flat], flat - row * width + first))
+            counts += here
+            # Far too many: ties, as in embeddings with few places. Such rows are done in full.
+            limit[counts > self.most] = -1.0
+        indices = np.empty((n_rows, self.k), np.int64)
+        near = np.empty(n_rows, np.float32)
+        listed = np.concatenate(keys)
+        listed.sort()
+        starts = np.cumsum(counts) - counts
+        good = (counts >= self.k) & (limit >= 0)
+        if n_columns > _MAX_COLUMNS:
+            good[:] = False
+        places = starts[good, None] + np.arange(self.k)
+        indices[good] = (listed[places] & np.uint64(_MAX_COLUMNS - 1)).astype(np.int64)
+        near_key = listed[starts[good] + min(self.k, _NEAR) - 1]
+        near[good] = (near_key >> np.uint64(_COLUMN_BITS)).astype(np.uint32).view(np.float32)
+        again = np.flatnonzero(~good)
+        if again.size:
+            own = again + rows.start if self.itself else None
+            indices[again], near[again] = _select_in_full(left[again], right, self.k, own)
+        return indices, near
 
 
-def _smallest(strip: np.ndarray, k: int) -> np.ndarray:
-    """Mark the k smallest values of each row; of equal ones those in the first columns."""
-    limit = np.partition(strip, k - 1, axis=1)[:, [k - 1]]
-    kept = strip < limit
-    missing = k - np.count_nonzero(kept, axis=1)
-    for row in range(len(strip)):
-        kept[row, np.flatnonzero(strip[row] == limit[row])[: missing[row]]] = True
-    return kept
+def _pack(row: np.ndarray, values: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Return one integer an entry that sorts by row, then value, then column.
+
+    The bits of a float32 that is not negative sort as the number does. Rows need 10 bits, values
+    32, columns 22.
+    """
+    # Adding 0 turns -0.0 into 0.0, whose bits differ.
+    bits = (np.maximum(values, 0.0) + np.float32(0.0)).view(np.uint32)
+    keys = row.astype(np.uint64) << np.uint64(32) | bits
+    return keys << np.uint64(_COLUMN_BITS) | columns.astype(np.uint64)
 
 
-def _sorted_columns(values: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Return the columns in order of (value, column) along each row."""
-    if values.dtype == np.float32:
-        # The bits of a float32 that is not negative sort as the number does: value and column in
-        # one integer are sorted several times faster than by an indirect sort.
-        # Adding 0 turns -0.0 into 0.0, whose bits differ.
-        bits = (np.maximum(values, 0.0) + np.float32(0.0)).view(np.uint32)
-        keys = bits.astype(np.uint64) << np.uint64(32) | columns.astype(np.uint64)
-        keys.sort(axis=1)
-        return (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    return np.take_along_axis(columns, np.argsort(values, axis=1, kind="stable"), axis=1)
+def _select_in_full(
+    left: np.ndarray, right: np.ndarray, k: int, own: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Select from all columns of each row; of equal values those in the first columns."""
+    indices = np.empty((len(left), k), np.int64)
+    near = np.empty(len(left))
+    height = max(1, _FULL // len(right))
+    for top in range(0, len(left), height):
+        rows = slice(top, min(top + height, len(left)))
+        strip = left[rows] @ right.T
+        if own is not None:
+            strip[np.arange(len(strip)), own[rows]] = np.inf
+        limit = np.partition(strip, k - 1, axis=1)[:, k - 1]
+        for row, (values, last) in enumerate(zip(strip, limit, strict=True)):
+            closer = np.flatnonzero(values < last)
+            ties = np.flatnonzero(values == last)[: k - len(closer)]
+            chosen = np.concatenate([closer, ties])
+            chosen = chosen[np.argsort(values[chosen], kind="stable")]
+            indices[top + row] = chosen
+            near[top + row] = values[chosen[min(k, _NEAR) - 1]]
+    return indices, near
 
 
 def nearest_neighbors(X: npt.ArrayLike, k: int, Y: npt.ArrayLike | None = None) -> Neighbors:

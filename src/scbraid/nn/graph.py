@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scbraid.nn.gaussian import softplus_gaussian
 from scbraid.nn.negative_binomial import EPS
 
 
@@ -126,6 +127,12 @@ class GraphEncoder(nn.Module):
         """Return mean and standard deviation of q(v | G), each (n_vertices, latent_dim)."""
         hidden = self.propagate(self.table)
         return self.mean(hidden), F.softplus(self.std(hidden)) + EPS
+
+    def sample(self) -> tuple[Tensor, Tensor]:
+        """Draw all vertices from q(v | G); return them and the KL to N(0, I), mean a vertex."""
+        hidden = self.propagate(self.table)
+        v, kl = softplus_gaussian(self.mean(hidden), self.std(hidden))
+        return v, kl / len(v)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,15 +287,15 @@ class _EdgeLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor, source: Tensor, target: Tensor, sign: Tensor) -> Tensor:
         ctx.save_for_backward(v, source, target, sign)
-        return (v[source] * v[target]).sum(1) * sign
+        return torch.linalg.vecdot(v.index_select(0, source), v.index_select(0, target)) * sign
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         v, source, target, sign = ctx.saved_tensors
         scale = (grad_outputs[0] * sign)[:, None]
         grad = torch.zeros_like(v)
-        grad.index_add_(0, source, v[target] * scale)
-        grad.index_add_(0, target, v[source] * scale)
+        grad.index_add_(0, source, v.index_select(0, target).mul_(scale))
+        grad.index_add_(0, target, v.index_select(0, source).mul_(scale))
         return grad, None, None, None
 
 

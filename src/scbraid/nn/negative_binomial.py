@@ -8,7 +8,7 @@ For a cell with library size l, embedding u and features with weights W and bias
 Only the first term is needed where x = 0, so everything with a logarithm of a gamma function is
 evaluated on the non-zero entries alone. The gradient is rational in m, hence one exponential and
 one logarithm an entry are all that the forward and the backward pass cost together; both are
-computed in one sweep over blocks of rows that stay in cache.
+computed in one sweep.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor
 from scbraid.nn.counts import CountBatch
 
 EPS = 1e-7
-# Entries of a block of rows: three float32 buffers of it fit a shared L3 cache on a CPU.
-_BLOCK_ENTRIES_CPU = 1 << 19
+# Entries of a block of features: three float32 buffers of it fit the cache of one CPU core.
+_BLOCK_ENTRIES_CPU = 1 << 16
 _BLOCK_ENTRIES_GPU = 1 << 26
 # log Γ(x+θ)/Γ(θ) is a sum of logarithms for small integers x; above this the gamma is cheaper.
 _MAX_RISING_TERMS = 4
@@ -49,79 +49,106 @@ def log_rising_factorial(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _SoftmaxNegativeBinomial(torch.autograd.Function):
-    """Sum of −log NB over entries; gradients are made in the forward sweep, then only scaled."""
+    """Sum of −log NB over entries; gradients are made in the forward sweep, then only scaled.
+
+    Work is laid out as (features, cells) and cut into blocks of features: a block stays in the
+    fast cache through all of its operations, and main memory is passed four times in all.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, u: Tensor, weight: Tensor, bias: Tensor, log_theta: Tensor, counts: CountBatch
     ) -> Tensor:
-        n_rows, n_features = counts.shape
+        n_cells, n_features = counts.shape
         with_gradient = any(ctx.needs_input_grad)
-        theta = log_theta.exp()
+        theta = log_theta.exp()[:, None]
         inverse_theta = theta.reciprocal()
-        eps_over_theta = EPS * inverse_theta
-        theta_plus_eps = theta + EPS
+        library = counts.library
+        n_block = min(n_features, _block_features(u.device, n_cells))
+        blocks = [
+            slice(first, min(first + n_block, n_features))
+            for first in range(0, n_features, n_block)
+        ]
 
-        columns, x = counts.columns, counts.values
-        theta_x = theta[columns]
+        # Softmax over features: logits and their maxima, exponentials and their sums.
+        mu = u.new_empty(n_features, n_cells)
+        top = u.new_full((n_cells,), -torch.inf)
+        for block in blocks:
+            torch.addmm(bias[block, None], weight[block], u.T, out=mu[block])
+            torch.maximum(top, mu[block].amax(0), out=top)
+        total = u.new_zeros(n_cells)
+        for block in blocks:
+            total += mu[block].sub_(top).exp_().sum(0)
+        share = library / total
+
+        # Non-zero entries, sorted by feature.
+        order = torch.argsort(counts.columns, stable=True)
+        columns, cells, x = counts.columns[order], counts.rows[order], counts.values[order]
+        flat = columns * n_cells + cells
+        theta_x = theta[columns, 0]
+        m_x = mu.view(-1)[flat] * share[cells] + EPS
         rising, rising_slope = log_rising_factorial(theta_x, x)
-        loss = torch.lgamma(x + 1).sum(dtype=torch.float64) - rising.sum(dtype=torch.float64)
+        loss = (torch.lgamma(x + 1) - rising + x * torch.log1p(theta_x / m_x)).sum(
+            dtype=torch.float64
+        )
 
-        grad_u = torch.empty_like(u)
-        grad_weight = torch.zeros_like(weight)
-        grad_bias = torch.zeros_like(bias)
-        grad_theta = torch.zeros_like(theta)
+        if not with_gradient:
+            work = u.new_empty(n_block, n_cells)
+            for block in blocks:
+                ratio = work[: block.stop - block.start]
+                torch.mul(mu[block], share, out=ratio)
+                ratio.add_(EPS).mul_(inverse_theta[block]).log1p_()
+                loss += ratio.sum(1).dot(theta[block, 0]).to(torch.float64)
+            return loss.to(u.dtype)
 
-        budget = _BLOCK_ENTRIES_CPU if u.device.type == "cpu" else _BLOCK_ENTRIES_GPU
-        n_block = max(1, min(n_rows, budget // max(n_features, 1)))
-        buffers = u.new_empty((3, n_block, n_features))
-        # First non-zero entry of every row, to cut the coordinate list at block borders.
-        starts = torch.searchsorted(
-            counts.rows, torch.arange(0, n_rows + n_block, n_block, device=u.device)
+        grad_theta = torch.empty_like(log_theta)
+        slope = torch.empty_like(mu)
+        row_mean = u.new_zeros(n_cells)
+        work = u.new_empty(n_block, n_cells)
+        reciprocal = 1 / (m_x + theta_x)
+        # d/dm where x > 0, besides the dense part: −x·θ/(m(θ+m)).
+        slope_x = x * theta_x * reciprocal / m_x
+        bounds = torch.searchsorted(
+            columns, torch.tensor([0, *(block.stop for block in blocks)], device=u.device)
         ).tolist()
-        for block, first in enumerate(range(0, n_rows, n_block)):
-            last = min(first + n_block, n_rows)
-            size = last - first
-            mu, work, grad = (buffer[:size] for buffer in buffers)
-            u_block = u[first:last]
-            library = counts.library[first:last, None]
-            torch.addmm(bias, u_block, weight.T, out=work)
-            torch.softmax(work, dim=1, out=mu)
-            mu.mul_(library)
-            torch.addcmul(eps_over_theta, mu, inverse_theta, out=work)
-            work.log1p_()
-            loss += torch.mv(work, theta).sum(dtype=torch.float64)
+        for block, first, last in zip(blocks, bounds[:-1], bounds[1:], strict=True):
+            ratio, grad, m = work[: block.stop - block.start], slope[block], mu[block]
+            m.mul_(share)
+            torch.add(m, EPS, out=grad)
+            torch.mul(grad, inverse_theta[block], out=ratio)
+            ratio.log1p_()
+            # d/dm: θ/(θ+m) everywhere; d/dθ: log(1+m/θ) − m/(θ+m), the second is 1 − θ/(θ+m).
+            grad.add_(theta[block]).reciprocal_().mul_(theta[block])
+            logs = ratio.sum(1)
+            loss += logs.dot(theta[block, 0]).to(torch.float64)
+            grad_theta[block] = logs + grad.sum(1) - n_cells
+            grad.view(-1)[flat[first:last] - block.start * n_cells] -= slope_x[first:last]
+            grad.mul_(m)
+            row_mean += grad.sum(0)
+        grad_theta.index_add_(0, columns, x * reciprocal - rising_slope)
 
-            nonzero = slice(starts[block], starts[block + 1])
-            flat = (counts.rows[nonzero] - first) * n_features + columns[nonzero]
-            x_block, theta_block = x[nonzero], theta_x[nonzero]
-            m_block = mu.view(-1)[flat] + EPS
-            loss += (x_block * torch.log1p(theta_block / m_block)).sum(dtype=torch.float64)
-            if not with_gradient:
-                continue
-
-            # d/dm: θ/(θ+m) everywhere, minus x·θ/(m(θ+m)) where x > 0.
-            torch.add(mu, theta_plus_eps, out=grad).reciprocal_().mul_(theta)
-            share = 1 / (m_block + theta_block)
-            # d/dθ: log(1+m/θ) − m/(θ+m) everywhere; the second is 1 − θ/(θ+m).
-            grad_theta += work.sum(0) + grad.sum(0) - size
-            grad_theta.index_add_(0, columns[nonzero], x_block * share - rising_slope[nonzero])
-            grad.view(-1)[flat] -= x_block * theta_block * share / m_block
-            # Through the softmax: dL/dlogit_j = μ_j (g_j − Σ_i μ_i g_i / l).
-            torch.mul(grad, mu, out=work)
-            mean = work.sum(1, keepdim=True) / library.clamp_min(EPS)
-            work.addcmul_(mu, mean, value=-1)
-            torch.mm(work, weight, out=grad_u[first:last])
-            grad_weight.addmm_(work.T, u_block)
-            grad_bias += work.sum(0)
-        if with_gradient:
-            ctx.save_for_backward(grad_u, grad_weight, grad_bias, grad_theta * theta)
+        # Through the softmax: dL/dlogit_j = μ_j g_j − μ_j Σ_i μ_i g_i / l.
+        row_mean /= library.clamp_min(EPS)
+        grad_u = torch.zeros_like(u)
+        grad_weight = torch.empty_like(weight)
+        grad_bias = torch.empty_like(bias)
+        for block in blocks:
+            grad = slope[block].addcmul_(mu[block], row_mean, value=-1)
+            grad_u.addmm_(grad.T, weight[block])
+            torch.mm(grad, u, out=grad_weight[block])
+            torch.sum(grad, 1, out=grad_bias[block])
+        ctx.save_for_backward(grad_u, grad_weight, grad_bias, grad_theta * theta[:, 0])
         return loss.to(u.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grad_outputs
         return (*(grad * saved for saved in ctx.saved_tensors), None)
+
+
+def _block_features(device: torch.device, n_cells: int) -> int:
+    entries = _BLOCK_ENTRIES_CPU if device.type == "cpu" else _BLOCK_ENTRIES_GPU
+    return max(1, entries // max(n_cells, 1))
 
 
 def softmax_negative_binomial_nll(

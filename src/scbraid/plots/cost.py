@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
 
 from scbraid.plots import tidy
@@ -383,10 +382,9 @@ def _draw_cell(
     for status in tidy.STATUSES:
         part = width * counts[status] / total
         if part > 0:
-            box = Rectangle((start, y), part, height, fc=STATUS_COLOURS[status], ec="none")
-            sheet.canvas.add_patch(box)
+            sheet.box(start, y, part, height, fill=STATUS_COLOURS[status])
             start += part
-    sheet.canvas.add_patch(Rectangle((x, y), width, height, fc="none", ec=MUTED, lw=0.3))
+    sheet.box(x, y, width, height, edge=MUTED)
     finished = int(counts["ok"])
     rest = counts.drop("ok")
     if finished == total:

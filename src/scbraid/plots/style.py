@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextToPath
@@ -85,6 +86,7 @@ _RC = {
     "font.size": SIZE_TEXT,
     "text.color": INK,
     "text.parse_math": False,  # names may hold dollar signs
+    "text.hinting": "no_hinting",  # letters stand where the PDF has them
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.labelsize": SIZE_TEXT,
@@ -143,7 +145,8 @@ def text_width(
     width, _, _ = TextToPath().get_text_width_height_descent(
         text, _font(size, weight, slant), ismath=False
     )
-    return float(width) * MM_PER_INCH / 72
+    # One per cent more: pixels make text a little wider than its outlines.
+    return 1.01 * float(width) * MM_PER_INCH / 72
 
 
 def line_height(size: float) -> float:
@@ -205,6 +208,8 @@ class Sheet:
         self.canvas.set_xlim(0, width)
         self.canvas.set_ylim(height, 0)
         self.canvas.axis("off")
+        self._boxes: list[tuple[tuple[float, float, float, float], str, str, float]] = []
+        self._lines: list[tuple[list[tuple[float, float]], str, float]] = []
 
     def axes(
         self, left: float, top: float, width: float, height: float, *, share_x: Axes | None = None
@@ -248,9 +253,48 @@ class Sheet:
             rotation_mode="anchor",
         )
 
+    def box(
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        *,
+        fill: str = "none",
+        edge: str = "none",
+        line_width: float = 0.3,
+    ) -> None:
+        """Draw a rectangle from its top left corner; boxes lie below lines, lines below text."""
+        self._boxes.append(((x, y, width, height), fill, edge, line_width))
+
     def line(self, xs: Sequence[float], ys: Sequence[float], color: str, width: float) -> None:
         """Draw a line through points in millimetres; its width is in points."""
-        self.canvas.plot(xs, ys, color=color, lw=width, solid_capstyle="butt")
+        self._lines.append((list(zip(xs, ys, strict=True)), color, width))
+
+    def close(self) -> None:
+        """Put all boxes and lines into the figure, as two collections: a table has thousands."""
+        if self._boxes:
+            corners = [
+                [(x, y), (x + w, y), (x + w, y + h), (x, y + h)] for (x, y, w, h), *_ in self._boxes
+            ]
+            boxes = PolyCollection(
+                corners,
+                facecolors=[fill for _, fill, _, _ in self._boxes],
+                edgecolors=[edge for _, _, edge, _ in self._boxes],
+                linewidths=[width for *_, width in self._boxes],
+                zorder=1,
+            )
+            self.canvas.add_collection(boxes, autolim=False)
+        if self._lines:
+            lines = LineCollection(
+                [points for points, _, _ in self._lines],
+                colors=[color for _, color, _ in self._lines],
+                linewidths=[width for _, _, width in self._lines],
+                capstyle="butt",
+                zorder=2,
+            )
+            self.canvas.add_collection(lines, autolim=False)
+        self._boxes, self._lines = [], []
 
     def paragraph(
         self, x: float, y: float, text: str, width: float, *, size: float = SIZE_SMALL
@@ -413,6 +457,7 @@ class Drawing:
 
 def finish(sheet: Sheet, table: pd.DataFrame, stem: str | os.PathLike[str] | None) -> Drawing:
     """Wrap a finished sheet and save it where a stem is given."""
+    sheet.close()
     drawing = Drawing(sheet.figure, table.reset_index(drop=True))
     if stem is not None:
         drawing.save(stem)

@@ -305,17 +305,13 @@ class _Block:
         scale: float,
         metric: str,
     ) -> None:
-        from matplotlib.patches import Rectangle
-
         length, low, high = (
             width * float(np.clip(row[name] / scale, 0, 1)) for name in ("mean", "min", "max")
         )
         tall = 1.3
         color = GROUP_COLOURS[tidy.metric_display(metric).group]
-        sheet.canvas.add_patch(Rectangle((left, top), width, tall, fc=TRACK, ec="none"))
-        sheet.canvas.add_patch(
-            Rectangle((left, top), length, tall, fc=color, ec="none", alpha=0.75)
-        )
+        sheet.box(left, top, width, tall, fill=TRACK)
+        sheet.box(left, top, length, tall, fill=f"{color}BF")
         if row["n"] > 1:
             middle = top + tall / 2
             sheet.line([left + low, left + high], [middle, middle], INK, 0.6)

@@ -141,7 +141,7 @@ def _context(
         "resources": tables.resource_rows(runs),
         "datasets": [_dataset_card(name, facts) for name, facts in found.datasets.items()],
         "prepared": found.prepared.to_dict("records"),
-        "methods": [dict(method) for method in methods if method["name"] in shown],
+        "methods": [_METHOD_CARD | dict(m) for m in methods if m["name"] in shown],
         "unknown_methods": sorted(shown - {method["name"] for method in methods}),
         "versions": {"heads": heads, "rows": versions},
         "mixed": len(heads) > 1,
@@ -226,6 +226,11 @@ def _download(path: Path, results: Path) -> dict[str, str]:
     return shown
 
 
+# What a card shows; a description may leave fields out.
+_METHOD_CARD: dict[str, Any] = {
+    **dict.fromkeys(("title", "summary", "role", "citation"), ""),
+    **dict.fromkeys(("uses", "tasks", "modalities", "presets"), ()),
+}
 _CARD_FIELDS = (
     ("title", "What"),
     ("kind", "Kind"),

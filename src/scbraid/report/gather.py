@@ -267,7 +267,7 @@ def last_words(results: Path, run: Any) -> str:
     place = Path("logs") / "integrate" / run.dataset / run.condition / slug / f"{run.seed}.log"
     log = results / place
     if log.is_file():
-        with log.open(encoding="utf-8", errors="replace") as lines:
+        with log.open(encoding="utf-8", errors="replace", newline="\n") as lines:
             words = tail(lines)
         if words:
             parts.append(f"{place}:\n{words}")
@@ -357,8 +357,8 @@ def read_meta(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
             text = node[()] if isinstance(node, h5py.Dataset) else b"{}"
             meta = json.loads(text.decode() if isinstance(text, bytes) else text)
             shapes = {}
-            for name, layer in handle["mod"].items():
-                X = layer["X"]
+            for name in handle["mod"].attrs.get("mod-order", sorted(handle["mod"])):
+                X = handle["mod"][str(name)]["X"]
                 shape = X.shape if isinstance(X, h5py.Dataset) else X.attrs["shape"]
                 shapes[str(name)] = (int(shape[0]), int(shape[1]))
     except (OSError, KeyError, ValueError) as error:

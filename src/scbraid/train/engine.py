@@ -110,7 +110,8 @@ class _Plateau:
 
     def update(self, value: float) -> bool:
         """Return True when the rate is to be lowered now."""
-        if value < self.best * (1 - self.THRESHOLD):
+        # Relative to the size of the loss: densities above 1 make losses negative.
+        if math.isinf(self.best) or self.best - value > self.THRESHOLD * abs(self.best):
             self.best = value
             self.bad_epochs = 0
         else:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 
@@ -554,7 +555,13 @@ def _plant_adt(
     return layer, table
 
 
-def _link_table(gene, feature, layer: str, distance, effect) -> pd.DataFrame:
+def _link_table(
+    gene: npt.ArrayLike,
+    feature: npt.ArrayLike,
+    layer: str,
+    distance: npt.ArrayLike,
+    effect: npt.ArrayLike,
+) -> pd.DataFrame:
     effect = np.asarray(effect, dtype=np.float32)
     return pd.DataFrame(
         {

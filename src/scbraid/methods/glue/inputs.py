@@ -135,7 +135,7 @@ def make_inputs(
         if len(absent):
             msg = (
                 f"guidance names {len(absent):,} {name} features that the input lacks "
-                f"(first: {absent[0]!r}); build it from the same input"
+                f"(first: {str(absent[0])!r}); build it from the same input"
             )
             raise DataError(msg)
         stated = data.meta.get("layers", {}).get(name, {})

@@ -158,7 +158,7 @@ class GlueTask:
 
             self._generator.zero_grad(set_to_none=True)
             self.network.discriminator.requires_grad_(False)
-            terms = self._terms(batch, self._next_edges(), tau, self._sample_features())
+            terms = self._terms(batch, self._next_edges(), tau, self.network.graph_encoder.sample())
             terms["total"].backward()
             self.network.discriminator.requires_grad_(True)
             self._generator.step()
@@ -167,7 +167,7 @@ class GlueTask:
     def validation_steps(self, epoch: int) -> Iterator[dict[str, Tensor]]:
         """Evaluate the same terms on held-out cells; edges are not split."""
         tau = self.noise_level(epoch)
-        features = self._sample_features()
+        features = self.network.graph_encoder.sample()
         for rows, drawn in self.cells.epoch("validation"):
             yield self._terms(self._gather(rows, drawn), self._next_edges(), tau, features)
 
@@ -178,11 +178,11 @@ class GlueTask:
         batch: list[_LayerBatch],
         edges: EdgeBatch,
         tau: float,
-        features: tuple[Tensor, Tensor, Tensor],
+        features: tuple[Tensor, Tensor],
     ) -> dict[str, Tensor]:
         """All loss terms; `vae` is monitored, `total` is minimised by the generator."""
         config = self.config
-        mean_v, std_v, v = features
+        v, vertex_kl = features
         terms: dict[str, Tensor] = {}
         data_term = v.new_zeros(())
         seen, samples = [], []
@@ -198,7 +198,7 @@ class GlueTask:
             data_term = data_term + nll + config.lam_kl * kl
         graph_nll = edge_nll(v, edges)
         # Mean over vertices AND divided by their number: |V| divides twice, as in the original.
-        graph_kl = gaussian_kl(mean_v, std_v).mean() / len(mean_v)
+        graph_kl = vertex_kl / len(v)
         terms["graph_nll"], terms["graph_kl"] = graph_nll, graph_kl
         vae = config.lam_data * data_term
         vae = vae + config.lam_graph * len(batch) * (graph_nll + config.lam_kl * graph_kl)
@@ -275,10 +275,6 @@ class GlueTask:
         if self.config.discriminator_input == "mean":
             return mean
         return mean + std * torch.randn_like(std)
-
-    def _sample_features(self) -> tuple[Tensor, Tensor, Tensor]:
-        mean, std = self.network.graph_encoder()
-        return mean, std, mean + std * torch.randn_like(std)
 
     def _gather(self, rows: np.ndarray, drawn: np.ndarray) -> list[_LayerBatch]:
         rows_t = torch.from_numpy(rows).to(self.device)

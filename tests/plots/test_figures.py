@@ -1,0 +1,408 @@
+"""Every kind of figure: nothing overlaps on crowded input, files are right, numbers are kept."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scbraid import plots
+from scbraid.errors import DataError
+from scbraid.plots import FIGURES
+
+RATES = (0, 0.2, 0.6, 1.0)
+NOISE = [
+    "unpaired"
+    if rate == 0
+    else f"unpaired@corrupt_rate={rate:g}" + f"+corrupt_seed={seed}" * (seed > 0)
+    for rate in RATES
+    for seed in range(1 if rate == 0 else 2)
+]
+
+
+METHODS = [
+    ("glue", "default", "GLUE", "subject", "guidance"),
+    ("inmf", "default", "iNMF", "baseline", "guidance"),
+    ("liger", "default", "LIGER", "baseline", "labels"),
+    ("random", "default", "Random embedding", "control", ""),
+]
+
+
+@pytest.fixture(scope="module")
+def inputs(make_scores, make_runs, make_history, make_panels, guidance):
+    """What each kind of figure is drawn from: many methods, long names, several panels."""
+    scores = make_scores(
+        datasets=("snare_cortex_dev", "a_data_set_with_a_name_of_some_length"),
+        conditions=("unpaired", "unpaired+cells=1500+subsample_seed=1@corrupt_rate=0.2"),
+        seeds=2,
+    )
+    histories = {
+        "GLUE, seed 0 · snare_cortex_dev, unpaired": make_history(splits=("train", "validation")),
+        "a short one": make_history(stages=(("only", 1),)),
+    }
+    noise = make_scores(conditions=NOISE, seeds=1, metrics=["foscttm", "overall"])
+    return {
+        "coverage": (scores,),
+        "score_summary": (scores,),
+        "bio_vs_mixing": (scores,),
+        "foscttm": (scores,),
+        "umap_grid": (make_panels(),),
+        "robustness_curve": (noise,),
+        "training_history": (histories,),
+        "guidance_summary": ({"snare · unpaired": guidance, "other": guidance},),
+        "resources": (make_runs(scores),),
+    }
+
+
+@pytest.fixture(scope="module")
+def drawings(inputs):
+    return {kind: getattr(plots, kind)(*inputs[kind]) for kind in FIGURES}
+
+
+@pytest.mark.parametrize("kind", FIGURES)
+def test_no_text_overlaps_or_leaves_the_page(kind, drawings, text_boxes):
+    boxes = text_boxes(drawings[kind].figure)
+    assert len(boxes.boxes) > 10
+    assert boxes.overlaps() == []
+    assert boxes.outside() == []
+
+
+@pytest.mark.parametrize("kind", FIGURES)
+def test_small_input_has_no_overlaps_either(
+    kind, make_scores, make_runs, make_history, make_panels, guidance, text_boxes
+):
+    scores = make_scores(seeds=1, methods=[("glue", "default", "", "", "")])
+    two = make_scores(conditions=NOISE[:2], seeds=1, methods=[("glue", "default", "", "", "")])
+    inputs = {
+        "umap_grid": make_panels(1, 2, 10, batches=False),
+        "robustness_curve": two,
+        "training_history": make_history(stages=(("fit", 3),)),
+        "guidance_summary": guidance.subgraph(guidance.layer == "rna"),
+        "resources": make_runs(scores),
+    }
+    if kind == "guidance_summary":
+        with_links = guidance.subgraph(np.isin(guidance.layer, ["rna", "atac"]))
+        inputs[kind] = with_links
+    drawing = getattr(plots, kind)(inputs.get(kind, scores))
+    boxes = text_boxes(drawing.figure)
+    assert boxes.overlaps() == []
+    assert boxes.outside() == []
+
+
+@pytest.fixture(scope="module")
+def small_inputs(make_scores, make_runs, make_history, make_panels, guidance):
+    scores = make_scores(methods=METHODS)
+    noise = make_scores(conditions=NOISE, seeds=1, metrics=["overall"], methods=METHODS)
+    return {
+        "umap_grid": (make_panels(2, 5, 40),),
+        "robustness_curve": (noise,),
+        "training_history": (make_history(),),
+        "guidance_summary": (guidance,),
+        "resources": (make_runs(scores),),
+    } | dict.fromkeys(("coverage", "score_summary", "bio_vs_mixing", "foscttm"), (scores,))
+
+
+@pytest.mark.parametrize("kind", FIGURES)
+def test_files_are_whole_and_come_out_the_same_twice(kind, small_inputs, tmp_path):
+    drawing = getattr(plots, kind)(*small_inputs[kind])
+    files = drawing.save(tmp_path / "deeper" / kind)
+    pdf = files.pdf.read_bytes()
+    assert pdf.startswith(b"%PDF-")
+    assert b"/Type3" not in pdf
+    assert b"/FontFile2" in pdf  # TrueType, embedded
+    assert b"CreationDate" not in pdf
+    assert files.png.read_bytes().startswith(b"\x89PNG")
+    back = pd.read_csv(files.tsv, sep="\t", keep_default_na=False, na_values=[""])
+    assert next(iter(back.columns)) == "panel"
+    assert len(back) == len(drawing.table) > 0
+    assert {file.name for file in files.tsv.parent.iterdir()} == {
+        f"{kind}.{end}" for end in ("pdf", "png", "tsv")
+    }
+    getattr(plots, kind)(*small_inputs[kind], tmp_path / "second")
+    for end in ("pdf", "png", "tsv"):
+        again = (tmp_path / f"second.{end}").read_bytes()
+        assert (tmp_path / "deeper" / f"{kind}.{end}").read_bytes() == again, end
+
+
+@pytest.mark.parametrize("kind", ["coverage", "score_summary", "bio_vs_mixing", "foscttm"])
+def test_rows_in_another_order_give_the_same_figure(kind, small_inputs, tmp_path):
+    (scores,) = small_inputs[kind]
+    for name, table in (("a", scores), ("b", scores.sample(frac=1, random_state=3))):
+        getattr(plots, kind)(table).figure.savefig(tmp_path / f"{name}.png", dpi=100)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+# ----------------------------------------------------------------------------- numbers behind
+
+
+def test_score_summary_shows_raw_means_of_finished_seeds(make_scores, make_runs):
+    scores = make_scores()
+    table = plots.score_summary(scores, runs=make_runs(scores)).table
+    row = table[(table["panel"] == "map") & (table["method"] == "inmf")].iloc[0]
+    values = scores[(scores["metric"] == "map") & (scores["method"] == "inmf")]["value"].dropna()
+    assert (row["n"], row["n_ok"], row["n_runs"]) == (2, 2, 3)
+    assert row["mean"] == pytest.approx(values.mean())
+    assert row["sd"] == pytest.approx(values.std(ddof=1))
+    assert (row["min"], row["max"]) == (values.min(), values.max())
+    gone = table[(table["panel"] == "map") & (table["method"] == "liger")].iloc[0]
+    assert gone["status"] == "timeout"
+    assert math.isnan(gone["mean"])
+    assert (gone["n_ok"], gone["n_runs"]) == (0, 3)
+    seconds = table[table["panel"] == "seconds"].set_index("method")["mean"]
+    runs = make_runs(scores)
+    expected = runs[(runs["method"] == "harmony")]["seconds"].mean()
+    assert seconds["harmony"] == pytest.approx(expected)
+
+
+def test_score_summary_finds_the_time_of_methods_that_ignore_the_graph(make_scores, make_runs):
+    scores = make_scores(
+        conditions=("unpaired@corrupt_rate=0.5",), methods=[("cca", "default", "", "", "")]
+    )
+    runs = make_runs(scores).assign(condition="unpaired", seconds=[1.0, 2.0, 6.0])
+    table = plots.score_summary(scores, runs=runs).table
+    row = table[table["panel"] == "seconds"].iloc[0]
+    assert (row["condition"], row["mean"]) == ("unpaired@corrupt_rate=0.5", 3.0)
+
+
+def test_score_summary_names_failures_and_marks_what_methods_see(make_scores, text_boxes):
+    words = [text for text, _ in text_boxes(plots.score_summary(make_scores()).figure).boxes]
+    assert "timeout" in words
+    assert "0/3" in words
+    assert "2/3" in words
+    assert "bindSC†" in words
+    assert "Perfect pairing†‡" in words
+    assert any("sees cell-type labels" in text.replace("\u00a0", " ") for text in words)
+
+
+def test_score_summary_orders_by_role_then_overall(make_scores, text_boxes):
+    scores = make_scores()
+    boxes = text_boxes(plots.score_summary(scores).figure).boxes
+    titles = scores.drop_duplicates(["method", "preset"])
+    overall = scores[scores["metric"] == "overall"].groupby("method")["value"].mean()
+    baselines = titles[(titles["role"] == "baseline") & (titles["method"] != "pamona")]
+    expected = sorted(
+        baselines["method"], key=lambda name: (math.isnan(overall[name]), -overall[name])
+    )
+    names = baselines.set_index("method")["display_name"]
+    height = {text.rstrip("†‡"): corners[:, 1].max() for text, corners in boxes}
+    drawn = sorted(expected, key=lambda name: -height[names[name]])
+    assert drawn == expected
+    assert height["GLUE"] > max(height[names[name]] for name in expected)
+
+
+def test_several_definitions_of_a_metric_stand_side_by_side(make_scores):
+    scores = make_scores(metrics=["graph_connectivity"])
+    other = scores.assign(definition="v2", value=0.5)
+    table = plots.score_summary(pd.concat([scores, other])).table
+    assert set(table["panel"]) == {"graph_connectivity@v1", "graph_connectivity@v2"}
+
+
+def test_bio_vs_mixing_shows_every_seed_and_the_mean(make_scores):
+    scores = make_scores()
+    table = plots.bio_vs_mixing(scores).table
+    own = table[table["method"] == "glue.paper"]
+    wide = scores[(scores["method"] == "glue") & (scores["preset"] == "paper")]
+    bio = wide[wide["metric"] == "bio"].set_index("seed")["value"]
+    seeds = own[own["mark"] == "seed"].set_index("seed")["bio"]
+    assert seeds.tolist() == bio.tolist()
+    mean = own[own["mark"] == "mean"].iloc[0]
+    assert mean["bio"] == pytest.approx(bio.mean())
+    assert mean["bio_sd"] == pytest.approx(bio.std(ddof=1))
+    assert mean["n"] == 3
+
+
+def test_foscttm_keeps_methods_without_a_value(make_scores, text_boxes):
+    scores = make_scores()
+    drawing = plots.foscttm(scores)
+    table = drawing.table
+    own = scores[(scores["metric"] == "foscttm") & (scores["method"] == "harmony")]["value"]
+    seeds = table[(table["method"] == "harmony") & (table["mark"] == "seed")]["value"]
+    assert seeds.tolist() == own.tolist()
+    assert set(table[table["method"] == "liger"]["status"]) == {"timeout"}
+    words = [text for text, _ in text_boxes(drawing.figure).boxes]
+    assert "timeout" in words
+    assert any("lower is better" in text for text in words)
+
+
+def test_robustness_change_is_against_the_same_method_at_rate_0(make_scores):
+    scores = make_scores(conditions=NOISE, seeds=1, metrics=["foscttm", "overall"])
+    table = plots.robustness_curve(scores).table
+    method = scores[(scores["method"] == "harmony") & (scores["metric"] == "overall")]
+    start = method[method["condition"] == "unpaired"]["value"].iloc[0]
+    values = method[method["condition"].str.contains("corrupt_rate=0.6")]["value"]
+    assert len(values) == 2
+    own = table[(table["method"] == "harmony") & (table["panel"] == "overall")]
+    row = own[(own["side"] == "change") & (own["corrupt_rate"] == 0.6)].iloc[0]
+    assert row["mean"] == pytest.approx((values - start).mean())
+    assert row["sd"] == pytest.approx(values.std(ddof=1))
+    assert row["n"] == 2
+    assert own[(own["side"] == "change") & (own["corrupt_rate"] == 0)]["mean"].iloc[0] == 0
+    failed = table[(table["method"] == "liger") & (table["side"] == "value")]
+    assert (failed["n"] == 0).all()
+    assert failed["n_missing"].sum() == 2 * len(NOISE)
+
+
+def test_robustness_over_cells_takes_the_largest_as_reference(make_scores):
+    conditions = [f"unpaired+cells={n}+subsample_seed={s}" for n in (250, 1000) for s in (0, 1)]
+    scores = make_scores(conditions=conditions, seeds=1, metrics=["overall"])
+    table = plots.robustness_curve(scores, setting="cells").table
+    change = table[(table["side"] == "change") & (table["method"] == "glue")]
+    assert change.set_index("cells")["mean"][1000] == pytest.approx(0)
+    assert set(table["base"]) == {"unpaired"}
+
+
+def test_history_positions_go_on_over_stages(make_history):
+    history = make_history(splits=("train", "validation"))
+    table = plots.training_history(history).table
+    assert set(table["panel"]) == {"rna_nll", "atac_nll", "graph_nll", "graph_kl", "total"}
+    first = table[(table["stage"] == "fine-tune with balancing") & (table["epoch"] == 1)]
+    assert set(first["position"]) == {31}
+    own = table[(table["panel"] == "total") & (table["split"] == "validation")]
+    expected = history[history["split"] == "validation"]["total"]
+    assert own["value"].tolist() == expected.tolist()
+
+
+def test_history_marks_stages_and_drops(make_history):
+    figure = plots.training_history(make_history()).figure
+    panel = figure.axes[1]
+    verticals = [line for line in panel.lines if len(set(line.get_xdata())) == 1]
+    places = sorted(float(line.get_xdata()[0]) for line in verticals)
+    # Two drops (before epoch 20 of either stage) and one border.
+    assert places == [19.5, 30.5, 49.5]
+
+
+def test_guidance_counts_every_edge(guidance):
+    table = plots.guidance_summary(guidance).table
+    forward = int((guidance.kind == "fwd").sum())
+    assert table[table["panel"] == "distance"]["count"].sum() == forward
+    assert table[table["panel"] == "edges"]["count"].sum() == guidance.n_edges
+    assert table[table["panel"] == "degree"]["count"].sum() == guidance.n_features
+    negative = table[(table["panel"] == "edges") & (table["sign"] == -1)]
+    assert negative["count"].tolist() == [50, 50]
+    unplaced = table[(table["panel"] == "distance") & (table["category"] == "none")]
+    assert unplaced["count"].tolist() == [50]
+
+
+def test_guidance_bins_and_degrees_by_brute_force(guidance):
+    table = plots.guidance_summary(guidance).table
+    forward = guidance.kind == "fwd"
+    dist = guidance.dist[forward]
+    own = table[(table["panel"] == "distance")].groupby("category")["count"].sum()
+    assert own["0"] == np.sum(dist == 0)
+    assert own["25–50 kb"] == np.sum((dist > 25_000) & (dist <= 50_000))
+    assert own[">150 kb"] == np.sum(dist > 150_000)
+    degree = np.zeros(guidance.n_features, dtype=int)
+    for a, b in zip(guidance.source[forward], guidance.target[forward], strict=True):
+        degree[a] += 1
+        degree[b] += 1
+    rna = degree[guidance.layer == "rna"]
+    shown = table[(table["panel"] == "degree") & (table["group"] == "rna")]
+    counts = shown.set_index("category")["count"]
+    assert counts["8–15"] == np.sum((rna >= 8) & (rna <= 15))
+
+
+def test_resources_show_every_run_and_the_median_of_the_finished(make_scores, make_runs):
+    runs = make_runs(make_scores())
+    table = plots.resources(runs).table
+    own = table[(table["panel"] == "seconds") & (table["method"] == "inmf")]
+    expected = runs[runs["method"] == "inmf"]
+    assert sorted(own["value"]) == sorted(expected["seconds"])
+    assert own["median"].iloc[0] == expected[expected["status"] == "ok"]["seconds"].median()
+    assert own["status"].tolist() == ["ok", "failed", "ok"]
+    assert "peak_gpu_mib" not in set(table["panel"])
+
+
+def test_coverage_counts_by_status_and_shows_what_was_not_run(make_scores, make_runs, text_boxes):
+    runs = make_runs(make_scores())
+    expected = runs[["dataset", "condition", "method", "preset", "seed"]]
+    present = runs[~((runs["method"] == "uniport") & (runs["seed"] > 0))]
+    drawing = plots.coverage(present, expected=expected)
+    table = drawing.table.set_index("method")
+    assert table.loc["inmf", ["ok", "failed", "n_runs"]].tolist() == [2, 1, 3]
+    assert table.loc["liger", "timeout"] == 3
+    assert table.loc["uniport", ["ok", "missing"]].tolist() == [1, 2]
+    words = [text for text, _ in text_boxes(drawing.figure).boxes]
+    assert {"2/3", "1/3", "T", "timeout (T)", "not run (–)"} <= set(words)
+
+
+def test_umap_table_has_the_coordinates(make_panels):
+    panels = make_panels(2, 3, 30)
+    gone = plots.UmapPanel(
+        "snare", "unpaired", "LIGER", pd.DataFrame({"modality": []}), None, "liger", None, "timeout"
+    )
+    table = plots.umap_grid([*panels, gone]).table
+    own = table[table["method"] == "method1"]
+    np.testing.assert_allclose(own[["x", "y"]], panels[1].coordinates, atol=5e-5)
+    assert own["cell_type"].tolist()[4:] == panels[1].cells["cell_type"].tolist()[4:]
+    left = table[table["method"] == "liger"]
+    assert len(left) == 1
+    assert left["note"].iloc[0] == "timeout"
+
+
+def test_umap_points_are_an_image_in_random_order(make_panels):
+    figure = plots.umap_grid(make_panels(1, 3, 30)).figure
+    scatter = figure.axes[1].collections[0]
+    assert scatter.get_rasterized()
+    offsets = np.asarray(scatter.get_offsets())
+    assert not np.array_equal(offsets, make_panels(1, 3, 30)[0].coordinates)
+    assert sorted(map(tuple, offsets)) == sorted(map(tuple, make_panels(1, 3, 30)[0].coordinates))
+
+
+def test_more_types_than_colours_share_a_grey_and_say_so(make_panels, text_boxes):
+    drawing = plots.umap_grid(make_panels(1, 60, 600))
+    words = [text for text, _ in text_boxes(drawing.figure).boxes]
+    assert "(rarer types)" in words
+    assert "(no label)" in words
+    assert sum("subtype" in text for text in words) == 48
+
+
+# -------------------------------------------------------------------------------- bad input
+
+
+def test_missing_columns_are_named(make_scores):
+    with pytest.raises(DataError, match="lacks the columns metric, value; it has: study, dataset"):
+        plots.score_summary(make_scores().drop(columns=["metric", "value"]))
+
+
+def test_text_in_the_value_column_is_named(make_scores):
+    scores = make_scores().astype({"value": object})
+    scores.loc[0, "value"] = "N.A."
+    with pytest.raises(DataError, match=r"1 values that are no numbers \(first: 'N.A.' for map of"):
+        plots.foscttm(scores)
+
+
+def test_nothing_to_draw_is_an_error_that_says_what_is_empty(make_scores, make_runs):
+    scores = make_scores(metrics=["map"])
+    with pytest.raises(DataError, match="metric 'foscttm' has no rows"):
+        plots.foscttm(scores)
+    with pytest.raises(DataError, match="bio and mixing"):
+        plots.bio_vs_mixing(scores)
+    with pytest.raises(DataError, match="no value of foscttm, overall; it has: map"):
+        plots.robustness_curve(make_scores(conditions=NOISE[:2], metrics=["map"]))
+    with pytest.raises(DataError, match="no rows"):
+        plots.resources(make_runs(scores).assign(status="missing"))
+    with pytest.raises(DataError, match="no method has an embedding"):
+        plots.umap_grid([])
+
+
+def test_a_setting_that_does_not_vary_or_exist_is_refused(make_scores):
+    with pytest.raises(DataError, match="'corrupt_rate' does not vary in the table of scores"):
+        plots.robustness_curve(make_scores())
+    with pytest.raises(DataError, match="no setting 'corruption'; they have: task, cells"):
+        plots.robustness_curve(make_scores(), setting="corruption")
+
+
+def test_history_without_its_columns_is_refused(make_history):
+    with pytest.raises(DataError, match="lacks the column split"):
+        plots.training_history(make_history().drop(columns="split"))
+
+
+def test_coordinates_and_cells_must_agree(make_panels):
+    panel = make_panels(1, 3, 30)[0]
+    import dataclasses
+
+    short = dataclasses.replace(panel, coordinates=panel.coordinates[:5])
+    with pytest.raises(DataError, match=r"shape \(5, 2\); expected \(30, 2\)"):
+        plots.umap_grid([short])

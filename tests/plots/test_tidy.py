@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from scbraid.errors import DataError
+from scbraid.metrics.registry import AGGREGATES
+from scbraid.metrics.registry import METRICS as REGISTRY
+from scbraid.plots import tidy
+from scbraid.plots.comparison import method_keys
+
+
+def test_listed_metrics_agree_with_the_registry():
+    for name, shown in tidy.METRICS.items():
+        if name in REGISTRY:
+            assert shown.group == REGISTRY[name].group, name
+            assert shown.higher_is_better == (REGISTRY[name].direction == "higher"), name
+    assert {aggregate.name for aggregate in AGGREGATES} <= set(tidy.METRICS)
+    for name in REGISTRY.names():
+        assert tidy.metric_display(name).group in tidy.GROUPS
+
+
+def test_unlisted_metrics_are_shown_under_their_own_name():
+    assert tidy.metric_display("my_metric").label == "my\nmetric"
+    order = tidy.metric_order(["overall", "my_metric", "foscttm", "map", "nan_cells"])
+    assert order == ["map", "foscttm", "my_metric", "overall", "nan_cells"]
+    assert tidy.shown_metrics(["nan_cells", "ari_fixed", "ari", "my_metric"]) == [
+        "ari",
+        "my_metric",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "preset", "slug"),
+    [
+        ("glue", "", "glue"),
+        ("glue", "default", "glue"),
+        ("glue", "paper", "glue.paper"),
+        ("glue.paper", "paper", "glue.paper"),
+        ("glue:latent_dim=20", "default", "glue+latent_dim=20"),
+        ("glue+latent_dim=20,lr=0.1", "paper", "glue.paper+latent_dim=20,lr=0.1"),
+        ("glue.paper+lr=0.1", "paper", "glue.paper+lr=0.1"),
+    ],
+)
+def test_identity_is_the_name_of_the_run_folder(method, preset, slug):
+    assert tidy.method_slug(method, preset) == slug
+
+
+def test_labels_say_what_differs_from_the_plain_method():
+    table = pd.DataFrame(
+        {
+            "dataset": "d",
+            "condition": "c",
+            "method": ["glue", "glue", "glue+latent_dim=20", "other"],
+            "preset": ["default", "paper", "paper", None],
+            "display_name": ["GLUE", "GLUE", "GLUE", None],
+        }
+    )
+    named = tidy.add_identity(table)
+    assert named["label"].tolist() == [
+        "GLUE",
+        "GLUE (paper)",
+        "GLUE (paper, latent_dim=20)",
+        "other",
+    ]
+    assert set(named["role"]) == {"baseline"}
+
+
+def test_method_info_reaches_presets_and_options():
+    methods = [{"name": "glue", "title": "GLUE", "role": "subject", "uses": ["guidance", "labels"]}]
+    table = pd.DataFrame({"method": ["glue", "glue.paper", "glue+latent_dim=20", "gluey"]})
+    found = tidy.add_method_info(table, methods)
+    assert found["display_name"].tolist() == ["GLUE", "GLUE", "GLUE", ""]
+    assert found["role"].tolist() == ["subject"] * 3 + [""]
+    assert tidy.split_uses(found["uses"].iloc[0]) == ("guidance", "labels")
+
+
+def test_uses_may_be_text_or_a_sequence():
+    assert tidy.split_uses("labels, pairing") == ("labels", "pairing")
+    assert tidy.split_uses(["pairing", "labels"]) == ("labels", "pairing")
+    assert tidy.split_uses(float("nan")) == tidy.split_uses(None) == tidy.split_uses("") == ()
+
+
+def test_a_run_is_ok_when_any_metric_is(make_scores):
+    scores = make_scores(seeds=1)
+    scores.loc[scores["metric"] == "foscttm", ["value", "status"]] = [None, "not_applicable"]
+    runs = tidy.runs_of_scores(tidy.prepare_scores(scores)).set_index("method_id")
+    assert runs.loc["glue", "status"] == "ok"
+    assert runs.loc["liger", "status"] == "timeout"
+
+
+def test_spread_is_that_of_a_sample():
+    table = pd.DataFrame({"g": ["a", "a", "b", "b"], "value": [1.0, 3.0, 5.0, None]})
+    found = tidy.spread(table, ["g"]).set_index("g")
+    assert found.loc["a", "sd"] == pytest.approx(2**0.5)
+    assert found.loc["b", "n"] == 1
+    assert pd.isna(found.loc["b", "sd"])
+
+
+def test_titles_leave_out_what_is_common():
+    def titles(*places):
+        table = pd.DataFrame(places, columns=["dataset", "condition"])
+        return [title for _, _, title in tidy.facets(table)]
+
+    assert titles(("d", "c")) == ["d · c"]
+    assert titles(("d", "c"), ("e", "c")) == ["d", "e"]
+    assert titles(("d", "c"), ("d", "k")) == ["c", "k"]
+    assert titles(("d", "c"), ("e", "k")) == ["d · c", "e · k"]
+
+
+def test_a_method_keeps_its_colour_whatever_the_others_score(make_scores):
+    table = tidy.prepare_scores(make_scores())
+    by_score = pd.Series(range(13), index=sorted(set(table["method_id"])))
+    first = method_keys(tidy.method_rows(table))
+    second = method_keys(tidy.method_rows(table, by_score))
+    assert first == second
+    looks = [(key.color, key.marker) for key in first.values()]
+    assert len(set(looks)) == len(looks) == 13
+
+
+def test_tables_keep_names_that_look_like_missing_values(tmp_path):
+    path = tmp_path / "t.tsv"
+    path.write_text("method\tvalue\nNA\t1\nnull\t\n")
+    table = tidy.read_table(path)
+    assert table["method"].tolist() == ["NA", "null"]
+    assert table["value"].isna().tolist() == [False, True]
+
+
+def test_unreadable_tables_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"no table at .*gone\.tsv; run the step"):
+        tidy.read_table(tmp_path / "gone.tsv")
+    (tmp_path / "empty.tsv").write_text("")
+    with pytest.raises(DataError, match=r"empty\.tsv is no tab-separated table"):
+        tidy.read_table(tmp_path / "empty.tsv")

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT = 2.5  # seconds that a job may cost
+LIMIT = 2.5  # CPU seconds that a job may cost; wall seconds follow the load of the machine
 # Loaded by the functions that the scripts call.
 LATER = {
     "assemble": ("scbraid.data.readers", "scbraid.data.simulate", "anndata", "mudata"),
@@ -72,10 +72,10 @@ def main() -> None:
         script.stem: ("snakemake.script", *modules_of(script), *LATER.get(script.stem, ()))
         for script in sorted((ROOT / "scripts").glob("[a-z]*.py"))
     }
-    print(f"{'process':20} {'wall s':>7} {'CPU s':>7}  within {LIMIT} s")
+    print(f"{'process':20} {'wall s':>7} {'CPU s':>7}  CPU within {LIMIT} s")
     for name, modules in (jobs | OTHER_PROCESSES).items():
         wall, cpu = measure(modules, options.tries)
-        print(f"{name:20} {wall:7.2f} {cpu:7.2f}  {'yes' if wall <= LIMIT else 'NO'}")
+        print(f"{name:20} {wall:7.2f} {cpu:7.2f}  {'yes' if cpu <= LIMIT else 'NO'}")
 
 
 if __name__ == "__main__":

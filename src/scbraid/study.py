@@ -570,7 +570,10 @@ def main() -> None:
     """Rewrite what is generated from the code: schemas and catalogue (``make catalogue``)."""
     workflow = Path(__file__).resolve().parents[2] / "workflow"
     write_schemas(workflow / "schemas")
-    Catalogue.live().write(workflow / CATALOGUE_FILE)
+    live = Catalogue.live()
+    # Plug-ins belong to one installation.
+    own = {k: v for k, v in live.methods.items() if v["module"].startswith("scbraid.")}
+    dataclasses.replace(live, methods=own).write(workflow / CATALOGUE_FILE)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ QUICK = {
     "batch_size": 32,
     "max_epochs": 2,
     "edge_batches": 8,
-    "threads": 1,
 }
 
 
@@ -81,6 +80,18 @@ def prepared(tmp_path_factory) -> Callable[..., Case]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def quick() -> dict:
+    """Options for trainings whose result does not matter."""
     return dict(QUICK)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Byte-equal results are promised for one thread; small trainings are quicker with it, too."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

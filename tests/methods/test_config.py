@@ -21,6 +21,11 @@ class Toy(MethodConfig):
     limit: int | None = option(None, "a limit", ge=1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Named(MethodConfig):
+    kind: str = option("plain", "a kind", choices=("plain", "none"))
+
+
 def test_texts_are_read_as_the_type_of_the_field():
     toy = Toy.from_options(
         {"width": "7", "rate": "1e-3", "kind": "fancy", "on": "False", "limit": "3"}
@@ -29,6 +34,7 @@ def test_texts_are_read_as_the_type_of_the_field():
     assert type(toy.width) is int
     assert type(toy.rate) is float
     assert Toy.from_options({"limit": "none"}).limit is None
+    assert Named.from_options({"kind": "none"}).kind == "none"  # a word like any other there
     assert Toy.from_options({"rate": "0.5"}).rate == 0.5
     assert Toy.from_options({"share": 1}).share == 1.0
 

@@ -55,10 +55,8 @@ class Fits:
 
 
 @pytest.fixture(scope="module")
-def fits(prepared):
-    from .conftest import QUICK
-
-    return Fits(prepared, QUICK)
+def fits(prepared, quick):
+    return Fits(prepared, quick)
 
 
 def arrays_of(data: Layers, guidance: Guidance) -> dict[str, bytes]:

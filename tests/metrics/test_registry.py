@@ -7,6 +7,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -271,6 +272,14 @@ def test_descriptions_are_complete_and_json():
     assert by_name["foscttm"]["direction"] == "lower"
     assert by_name["foscttm"]["definition"] == "strict-n"
     assert by_name["graph_connectivity"]["definition"] == "scib-1.1"
+
+
+def test_every_definition_stands_in_the_documentation():
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text("utf-8")
+    for name in NAMES:
+        assert f"`{name}@{METRICS[name].definition}`" in text
+    for aggregate in AGGREGATES:
+        assert f"`{aggregate.name}`" in text
 
 
 def test_import_is_light():

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import jinja2
 import pandas as pd
 import pytest
 
@@ -48,15 +47,6 @@ def study(tmp_path, make_scores, make_runs):
 
 def test_figures_of_a_study_from_its_files(study, make_history, guidance, tmp_path):
     results, scores, folders = study
-    with pytest.raises(
-        DataError, match=r"no finished run of the study has a history\.tsv"
-    ) as caught:
-        plots.draw_study_figure(
-            "training_history", None, scores=scores, results=results, runs=folders
-        )
-    assert caught.value.__notes__ == ["while drawing the figure 'training_history'"]
-    with pytest.raises(DataError, match="no guidance graph of the study"):
-        plots.draw_study_figure("guidance_summary", None, scores=scores, results=results)
     make_history(stages=(("fit", 4),)).to_csv(folders[1] / "history.tsv", sep="\t", index=False)
     prepared = results / "prepared" / "snare_cortex_dev" / "unpaired"
     prepared.mkdir(parents=True)
@@ -73,6 +63,40 @@ def test_figures_of_a_study_from_its_files(study, make_history, guidance, tmp_pa
         "GLUE, seed 1 · snare_cortex_dev, unpaired"
     )
     assert set(tables["guidance_summary"]["graph"]) == {"snare_cortex_dev · unpaired"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("training_history", "no finished run of the study has a history.tsv"),
+        ("guidance_summary", "no guidance graph of the study below"),
+        ("foscttm", "the table of scores of the metric 'foscttm' has no rows"),
+        ("umap_grid", "no method has an embedding"),
+    ],
+)
+def test_a_figure_with_nothing_to_show_says_so_and_stops_nothing(
+    kind, reason, study, text_boxes, tmp_path
+):
+    results, path, folders = study
+    scores = pd.read_csv(path, sep="\t").assign(value=None, status="failed")
+    arguments = {"scores": scores, "results": results, "runs": folders}
+    if kind == "training_history":
+        arguments["scores"] = path
+    drawing = plots.draw_study_figure(kind, tmp_path / "out" / kind, **arguments)
+    boxes = text_boxes(drawing.figure)
+    assert boxes.overlaps() == []
+    assert boxes.outside() == []
+    assert drawing.table["panel"].tolist() == ["nothing to draw"]
+    assert reason in drawing.table["reason"].iloc[0]
+    assert {file.suffix for file in (tmp_path / "out").iterdir()} == {".pdf", ".png", ".tsv"}
+
+
+def test_what_is_wrong_is_still_an_error(study):
+    results, path, _ = study
+    scores = pd.read_csv(path, sep="\t").drop(columns="value")
+    with pytest.raises(DataError, match="lacks the column value") as caught:
+        plots.draw_study_figure("foscttm", None, scores=scores, results=results)
+    assert caught.value.__notes__ == ["while drawing the figure 'foscttm'"]
 
 
 def test_unknown_kinds_get_the_nearest_name(study):
@@ -130,21 +154,10 @@ def test_captions_of_the_workflow_are_those_of_the_package(tmp_path):
         assert kept.read_text("utf-8") == text, f"write {kept} again with write_captions"
 
 
-def test_the_caption_by_wildcard_picks_one(tmp_path):
-    class Job:
-        class wildcards:  # noqa: N801 (the name that Snakemake gives it)
-            figure = "foscttm"
-
-    template = jinja2.Template(caption_files()["figure.rst"])
-    words = template.render(snakemake=Job)
-    assert words.strip() == f"**{FIGURES['foscttm'].title}.** {FIGURES['foscttm'].caption}"
-
-
 def test_captions_are_valid_markup():
     docutils = pytest.importorskip("docutils.core")
     for name, text in caption_files().items():
-        if name != "figure.rst":
-            body = docutils.publish_parts(
-                text, writer="html", settings_overrides={"halt_level": 2, "report_level": 2}
-            )["body"]
-            assert "problematic" not in body
+        body = docutils.publish_parts(
+            text, writer="html", settings_overrides={"halt_level": 2, "report_level": 2}
+        )["body"]
+        assert "problematic" not in body, name

@@ -16,6 +16,7 @@ from scbraid.report import build_report, read_runs
 from scbraid.report.build import breakable, config_text, safe_link
 from scbraid.report.gather import tail
 
+MAP = "Mean average precision"
 VOID = {"meta", "img", "input", "br", "link", "hr", "wbr", "base"}
 
 
@@ -152,12 +153,12 @@ def test_everything_is_escaped(page):
 
 
 def test_scores_are_raw_means_with_their_spread(page, bench):
-    rows = page.table("Method", "Seeds", "MAP", "overall")
+    rows = page.table("Method", "Seeds", MAP, "overall")
     table = pd.DataFrame(bench.rows)
     own = table[(table["method"] == "glue") & (table["preset"] == "default")]
     values = own[own["metric"] == "map"]["value"]
     line = next(row for row in rows[1:] if row[0].startswith("GLUE subject"))
-    cell = line[rows[0].index("MAP")]
+    cell = line[rows[0].index(MAP)]
     assert cell.startswith(f"{values.mean():.3f}±{values.std(ddof=1):.3f}")
     gone = next(row for row in rows[1:] if row[0].startswith("bindSC"))
     assert gone[3] == "0/2 timeout"
@@ -165,17 +166,17 @@ def test_scores_are_raw_means_with_their_spread(page, bench):
     assert set(gone[4:]) == {"––"}  # raw and scaled
     half = next(row for row in rows[1:] if row[0].startswith("GLUE (paper)"))
     assert half[3] == "1/2"
-    assert "±" not in half[rows[0].index("MAP")]
+    assert "±" not in half[rows[0].index(MAP)]
 
 
 def test_scaled_values_follow_the_table_of_ranges(page, bench):
-    rows = page.table("Method", "Seeds", "MAP")
+    rows = page.table("Method", "Seeds", MAP)
     table = pd.DataFrame(bench.rows)
     values = table[table["metric"] == "map"]
     low, high = values["value"].min(), values["value"].max()
     mean = values[values["method"] == "random"]["value"].mean()
     line = next(row for row in rows[1:] if row[0].startswith("Random"))
-    assert line[rows[0].index("MAP")].endswith(f"{(mean - low) / (high - low):.3f}")
+    assert line[rows[0].index(MAP)].endswith(f"{(mean - low) / (high - low):.3f}")
     # A metric without a range stays raw in both forms.
     foscttm = line[rows[0].index("FOSCTTM ↓")]
     raw = table[(table["metric"] == "foscttm") & (table["method"] == "random")]["value"].mean()
@@ -418,7 +419,7 @@ def test_a_browser_sorts_filters_and_switches(page, bench):
     const names = () => Array.from(table.tBodies[0].rows).filter(r => !r.hidden)
         .map(r => r.cells[0].querySelector(".name").textContent);
     const heads = Array.from(table.querySelectorAll("button.sort"));
-    const head = heads.find(b => b.textContent === "MAP");
+    const head = heads.find(b => b.textContent === "Mean average precision");
     const log = [];
     head.click(); log.push(names().join("|"));
     log.push(head.parentElement.getAttribute("aria-sort"));

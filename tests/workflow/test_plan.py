@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from scbraid.study import CATALOGUE_FILE, Catalogue
 
 Snakemake = Callable[..., Any]
 Tiny = Callable[..., Path]
@@ -118,3 +121,10 @@ for settings in ({{"cores": 2}}, {{"cores": 2, "resources": {{"gpu": 4}}}}, {{"n
         'limit Resource("gpu", 4)',
         'limit Resource("", None)',
     ], done.stderr[-3000:]
+
+
+def test_the_kept_catalogue_is_that_of_the_registries() -> None:
+    live, kept = Catalogue.live(), Catalogue.read(ROOT / "workflow" / CATALOGUE_FILE)
+    # Plug-ins are not kept: they are known where they are installed.
+    own = {k: v for k, v in live.methods.items() if v["module"].startswith("scbraid.")}
+    assert kept == dataclasses.replace(live, methods=own), "run `make catalogue`"

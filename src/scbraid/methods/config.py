@@ -101,10 +101,10 @@ def _type_name(hint: Any) -> str:
 def parse_value(name: str, value: Any, hint: Any) -> Any:
     """Read `value` (often text from a command line) as one of the types in `hint`."""
     members = _members(hint)
-    if value is None or (isinstance(value, str) and value.lower() in {"none", "null"}):
-        if type(None) in members:
-            return None
-    elif bool in members and isinstance(value, str) and value.lower() in {"true", "false"}:
+    spells_none = isinstance(value, str) and value.lower() in {"none", "null"}
+    if type(None) in members and (value is None or spells_none):
+        return None
+    if bool in members and isinstance(value, str) and value.lower() in {"true", "false"}:
         return value.lower() == "true"
     elif isinstance(value, str):
         for kind in (int, float):

@@ -210,8 +210,8 @@ class _Search:
         near[good] = (near_key >> np.uint64(_COLUMN_BITS)).astype(np.uint32).view(np.float32)
         again = np.flatnonzero(~good)
         if again.size:
-            own = again + rows.start if self.itself else None
-            indices[again], near[again] = _select_in_full(left[again], right, self.k, own)
+            itself = again + rows.start if self.itself else None
+            indices[again], near[again] = _select_in_full(left[again], right, self.k, itself)
         return indices, near
 
 

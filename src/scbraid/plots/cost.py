@@ -186,7 +186,8 @@ def log_ticks(
     scale = width / math.log(high / low)
     best: list[float] = []
     for level in levels:
-        end, kept = -math.inf, []
+        end = -math.inf
+        kept: list[float] = []
         for tick in level:
             middle = math.log(tick / low) * scale
             half = text_width(words(tick), SIZE_SMALL) / 2

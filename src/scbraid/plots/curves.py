@@ -26,6 +26,8 @@ from scbraid.plots.style import (
     Drawing,
     Key,
     Legend,
+    LineStyle,
+    NothingToDraw,
     Sheet,
     check_not_empty,
     finish,
@@ -47,7 +49,12 @@ SETTING_NAMES = {
 # The seed that belongs to a setting: its repetitions are the spread of the curve.
 SEED_OF = {"corrupt_rate": "corrupt_seed", "cells": "subsample_seed"}
 LOG_SETTINGS = frozenset({"cells", "n_top_genes"})
-LINE_STYLES = {"subject": "-", "baseline": (0, (4, 1.2)), "control": (0, (1, 1)), "oracle": "-."}
+LINE_STYLES: dict[str, LineStyle] = {
+    "subject": "-",
+    "baseline": (0, (4, 1.2)),
+    "control": (0, (1, 1)),
+    "oracle": "-.",
+}
 MISSING_MARK = "×"
 
 
@@ -100,7 +107,7 @@ def robustness_curve(
             f"the table of scores has no value of {', '.join(metrics)}; "
             f"it has: {', '.join(sorted(set(table['metric'])))}"
         )
-        raise DataError(msg)
+        raise NothingToDraw(msg)
     if reference is None:
         reference = 0.0 if setting.endswith("_rate") else float(table["x"].max())
     curves = _curves(table[table["metric"].isin(shown)], reference)
@@ -270,7 +277,10 @@ def _curves_table(curves: pd.DataFrame, setting: str) -> pd.DataFrame:
 
 HISTORY_KEYS = ("stage", "epoch", "split", "learning_rate")
 _NOT_TERMS = frozenset({"stage", "epoch", "step", "seconds", "learning_rate", "split"})
-SPLIT_STYLES = {"train": ("-", "#0072B2"), "validation": ((0, (3, 1)), "#D55E00")}
+SPLIT_STYLES: dict[str, tuple[LineStyle, str]] = {
+    "train": ("-", "#0072B2"),
+    "validation": ((0, (3, 1)), "#D55E00"),
+}
 
 
 def compact(value: float) -> str:
@@ -349,7 +359,7 @@ def training_history(
         check_not_empty(table, f"the training history {title}".rstrip())
     if not tables:
         msg = "no training history was given; there is nothing to draw"
-        raise DataError(msg)
+        raise NothingToDraw(msg)
     with style():
         width, left, gap, foot = TWO_COLUMNS_MM, 11.0, 12.0, 8.5
         n_columns, panel_height, term_height, stage_height = 4, 26.0, 4.0, 3.6

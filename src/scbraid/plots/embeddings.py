@@ -30,6 +30,7 @@ from scbraid.plots.style import (
     Drawing,
     Key,
     Legend,
+    NothingToDraw,
     Sheet,
     category_colours,
     finish,
@@ -40,6 +41,7 @@ from scbraid.plots.style import (
 )
 
 N_NEIGHBORS, MIN_DIST, UMAP_SEED = 15, 0.5, 0
+LEAST_CELLS = 4
 SEED_CRITERIA = ("cell_type_asw", "omics_asw")
 UNLABELLED_NAME = "(no label)"
 OTHER_NAME = "(rarer types)"
@@ -110,7 +112,7 @@ def umap_coordinates(embedding: np.ndarray, seed: int = UMAP_SEED) -> np.ndarray
     Raises
     ------
     DataError
-        When the embedding is no matrix or has fewer than 4 usable cells.
+        When the embedding is no matrix or has fewer than :data:`LEAST_CELLS` usable cells.
     """
     embedding = np.asarray(embedding)
     if embedding.ndim != 2:
@@ -118,8 +120,8 @@ def umap_coordinates(embedding: np.ndarray, seed: int = UMAP_SEED) -> np.ndarray
         raise DataError(msg)
     usable = np.isfinite(embedding).all(axis=1)
     n = int(usable.sum())
-    if n < 4:
-        msg = f"a UMAP needs at least 4 cells without missing values. Got {n} of {len(embedding)}"
+    if n < LEAST_CELLS:
+        msg = f"a UMAP needs at least {LEAST_CELLS} cells without missing values. Got {n} of {len(embedding)}"
         raise DataError(msg)
     X = np.ascontiguousarray(embedding[usable], dtype=np.float32)
     k = min(N_NEIGHBORS, n - 1)
@@ -318,6 +320,22 @@ def umap_panels(
             labels[truth_key] = _read_truth(truths, truth_key)
         obs, values = read_embedding(folder / "embedding.h5ad")
         cells = _label_cells(obs, labels[truth_key], f"{folder} and {truths[truth_key]}")
+        if np.isfinite(values).all(axis=1).sum() < LEAST_CELLS:
+            words = f"seed {row.seed}: fewer than {LEAST_CELLS} cells have coordinates"
+            empty = cells.iloc[:0]
+            panels.append(
+                UmapPanel(
+                    row.dataset,
+                    row.condition,
+                    label,
+                    empty,
+                    None,
+                    row.method_id,
+                    int(row.seed),
+                    words,
+                )
+            )
+            continue
         value = "" if math.isnan(row.criterion_value) else f" = {row.criterion_value:.3f}"
         criterion = row.criterion.replace("cell_type_asw", "type ASW").replace("_asw", " ASW")
         note = f"seed {row.seed} of {row.n_ok}: best {criterion}{value}"
@@ -420,7 +438,7 @@ def umap_grid(panels: Sequence[UmapPanel], stem: str | os.PathLike[str] | None =
     """
     if not any(panel.coordinates is not None for panel in panels):
         msg = "no method has an embedding; there is nothing to draw"
-        raise DataError(msg)
+        raise NothingToDraw(msg)
     for panel in panels:
         if panel.coordinates is not None and panel.coordinates.shape != (len(panel.cells), 2):
             msg = (

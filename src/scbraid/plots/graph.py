@@ -12,7 +12,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from scbraid.errors import DataError
 from scbraid.plots import tidy
 from scbraid.plots.style import (
     HEADING_MM,
@@ -27,6 +26,7 @@ from scbraid.plots.style import (
     Drawing,
     Key,
     Legend,
+    NothingToDraw,
     Sheet,
     check_not_empty,
     finish,
@@ -157,7 +157,7 @@ def guidance_summary(
         check_not_empty(table, f"the table of the guidance graph {title}".rstrip())
     if not tables:
         msg = "no guidance graph was given; there is nothing to draw"
-        raise DataError(msg)
+        raise NothingToDraw(msg)
     with style():
         width, left, right = TWO_COLUMNS_MM, 10.0, 3.0
         before_edges, before_degree = 6.0, 16.0

@@ -137,19 +137,8 @@ def kind_of(stem: str) -> FigureKind | None:
 
 
 def caption_files() -> dict[str, str]:
-    """Captions for ``snakemake --report`` by file name.
-
-    One file a kind (``<kind>.rst``), and ``figure.rst``, which picks by the wildcard ``figure``:
-    Snakemake puts no wildcards into the path of a caption.
-    """
-    files = {f"{kind.name}.rst": f"{_rst(kind.caption)}\n" for kind in _KINDS}
-    branches = [
-        f'{{% {"elif" if at else "if"} snakemake.wildcards.figure == "{kind.name}" %}}\n'
-        f"**{kind.title}.** {_rst(kind.caption)}\n"
-        for at, kind in enumerate(_KINDS)
-    ]
-    files["figure.rst"] = "".join([*branches, "{% endif %}\n"])
-    return files
+    """Captions for ``snakemake --report`` by file name, one file a kind."""
+    return {f"{kind.name}.rst": f"{_rst(kind.caption)}\n" for kind in _KINDS}
 
 
 def _rst(text: str) -> str:

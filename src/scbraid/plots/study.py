@@ -52,15 +52,25 @@ def draw_study_figure(
     UnknownNameError
         For a kind that does not exist, with the nearest one.
     DataError
-        When there is nothing to draw, or a file is missing or wrong; it names the figure.
+        When a file is missing or wrong; it names the figure.
+
+    Notes
+    -----
+    A study that has nothing for a figure (no pairs for FOSCTTM, no finished run) gets one that says
+    so: it must not stop the others.
     """
     if kind not in FIGURES:
         raise UnknownNameError(near_miss(kind, FIGURES, "figure"))
     from scbraid.plots import tidy
 
     table = tidy.read_table(scores) if isinstance(scores, (str, Path)) else scores
+    from scbraid.plots.style import NothingToDraw, placeholder
+
     try:
         return _draw(kind, stem, table, Path(results), [Path(run) for run in runs], metrics)
+    except NothingToDraw as nothing:
+        logger.warning("%s: %s", kind, nothing)
+        return placeholder(FIGURES[kind].title, f"Nothing to show: {nothing}.", stem)
     except DataError as error:
         error.add_note(f"while drawing the figure {kind!r}")
         raise
@@ -147,6 +157,7 @@ def _histories(folders: list[Path], scores: pd.DataFrame) -> dict[str, pd.DataFr
     """Histories by title: of each method, data set and condition the lowest finished seed."""
     from scbraid.plots import tidy
     from scbraid.plots.curves import read_history
+    from scbraid.plots.style import NothingToDraw
 
     finished = _runs(folders, scores)
     finished = tidy.add_identity(finished[finished["status"] == "ok"])
@@ -159,14 +170,15 @@ def _histories(folders: list[Path], scores: pd.DataFrame) -> dict[str, pd.DataFr
                 histories[title] = read_history(path)
                 break
     if not histories:
-        msg = "no finished run of the study has a history.tsv; leave this figure out"
-        raise DataError(msg)
+        msg = "no finished run of the study has a history.tsv"
+        raise NothingToDraw(msg)
     return histories
 
 
 def _graphs(scores: pd.DataFrame, results: Path) -> dict[str, pd.DataFrame]:
     from scbraid.guidance.graph import Guidance
     from scbraid.plots.graph import guidance_table
+    from scbraid.plots.style import NothingToDraw
 
     graphs = {}
     places = scores[["dataset", "condition"]].drop_duplicates().astype(str)
@@ -177,6 +189,6 @@ def _graphs(scores: pd.DataFrame, results: Path) -> dict[str, pd.DataFrame]:
         else:
             logger.info("no guidance graph at %s", path)
     if not graphs:
-        msg = f"no guidance graph of the study below {results / 'prepared'}; leave this figure out"
-        raise DataError(msg)
+        msg = f"no guidance graph of the study below {results / 'prepared'}"
+        raise NothingToDraw(msg)
     return graphs

@@ -13,6 +13,7 @@ import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -26,6 +27,9 @@ from matplotlib.textpath import TextToPath
 
 from scbraid.errors import DataError
 from scbraid.files import atomic_path
+
+Slant = Literal["normal", "italic"]
+LineStyle = str | tuple[float, tuple[float, ...]]
 
 MM_PER_INCH = 25.4
 ONE_COLUMN_MM = 88.0
@@ -81,7 +85,7 @@ STATUS_WORDS = {
     "missing": "not run",
 }
 
-_RC = {
+_RC: dict[str, Any] = {
     "font.family": [FONT],
     "font.size": SIZE_TEXT,
     "text.color": INK,
@@ -128,18 +132,19 @@ def style() -> Iterator[None]:
     """Apply the settings of all figures inside the block and restore the caller's after it."""
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(_RC)
+        # Settings have literal types in matplotlib's stubs, a mapping of them has not.
+        cast("Any", mpl.rcParams).update(_RC)
         yield
 
 
 @functools.cache
-def _font(size: float, weight: str, slant: str) -> FontProperties:
+def _font(size: float, weight: str, slant: Slant) -> FontProperties:
     return FontProperties(family=FONT, size=size, weight=weight, style=slant)
 
 
 @functools.lru_cache(maxsize=4096)
 def text_width(
-    text: str, size: float = SIZE_TEXT, weight: str = "normal", slant: str = "normal"
+    text: str, size: float = SIZE_TEXT, weight: str = "normal", slant: Slant = "normal"
 ) -> float:
     """Width in millimetres that a line of text takes at a size in points."""
     width, _, _ = TextToPath().get_text_width_height_descent(
@@ -334,7 +339,7 @@ class Key:
     label: str
     color: str
     marker: str = "o"
-    line: str | None = None
+    line: LineStyle | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -491,14 +496,39 @@ def seed_offsets(n_points: int, reach: float) -> np.ndarray:
     return np.linspace(-reach, reach, n_points)
 
 
+class NothingToDraw(DataError):  # noqa: N818 (not a failure: the figure is replaced by words)
+    """The input is sound, but holds nothing that the figure could show; the message says why."""
+
+
+def placeholder(title: str, reason: str, stem: str | os.PathLike[str] | None = None) -> Drawing:
+    """Make a figure that says why there is nothing to see.
+
+    Parameters
+    ----------
+    title
+        What would be shown.
+    reason
+        Why it is not.
+    stem
+        Where to write pdf, png and tsv; nothing is written when None.
+    """
+    with style():
+        room = ONE_COLUMN_MM - 8
+        sheet = Sheet(ONE_COLUMN_MM, 12 + paragraph_height(reason, room, SIZE_TEXT))
+        sheet.text(4, 6, shorten(title, room, SIZE_TITLE, "bold"), size=SIZE_TITLE, weight="bold")
+        sheet.paragraph(4, 7.5, reason, room, size=SIZE_TEXT)
+        table = pd.DataFrame({"panel": ["nothing to draw"], "reason": [reason]})
+        return finish(sheet, table, stem)
+
+
 def check_not_empty(table: pd.DataFrame, what: str) -> None:
-    """Raise a DataError where there is nothing to draw.
+    """Refuse an empty table.
 
     Raises
     ------
-    DataError
+    NothingToDraw
         Naming what is empty.
     """
     if table.empty:
         msg = f"{what} has no rows; there is nothing to draw. Check that the runs were collected"
-        raise DataError(msg)
+        raise NothingToDraw(msg)

@@ -48,7 +48,7 @@ ROLE_HEADINGS = {
 }
 
 _MARGIN, _ROW, _ROLE_ROW, _TITLE, _GROUP_HEAD = 2.0, 5.6, 4.0, 6.0, 4.2
-_LABEL_MAX, _SEEDS, _GAP, _CELL_MIN, _CELL_MAX = 40.0, 8.0, 2.0, 9.4, 16.0
+_LABEL_MAX, _SEEDS, _GAP, _CELL_MIN, _CELL_MAX = 38.0, 8.0, 2.0, 8.3, 16.0
 
 
 def format_seconds(seconds: float) -> str:

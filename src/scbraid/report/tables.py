@@ -187,7 +187,7 @@ def score_table(study: StudyData) -> dict[str, Any]:
     """
     scores = study.scores
     assert scores is not None
-    metrics = tidy.metric_order(scores.loc[scores["metric"] != "", "metric"])
+    metrics = _columns(scores)
     summary = tidy.spread(scores, [*tidy.ROW, "metric"]).set_index([*tidy.ROW, "metric"])
     values = scores[scores["value"].notna()].groupby([*tidy.ROW, "metric"])
     each = {key: own.sort_values("seed") for key, own in values}
@@ -216,18 +216,27 @@ def score_table(study: StudyData) -> dict[str, Any]:
     return {"groups": _groups(metrics), "metrics": metric_heads(metrics), "rows": rows}
 
 
+def _columns(scores: pd.DataFrame) -> list[str]:
+    """Metrics of a table, aggregates first: on a narrow screen the others are a scroll away."""
+    metrics = tidy.metric_order(scores.loc[scores["metric"] != "", "metric"])
+    return sorted(metrics, key=lambda metric: tidy.metric_display(metric).group != "aggregate")
+
+
 def _groups(metrics: Sequence[str]) -> list[dict[str, Any]]:
     groups = itertools.groupby(metrics, key=lambda metric: tidy.metric_display(metric).group)
     return [{"label": tidy.GROUPS[name], "span": len(list(members))} for name, members in groups]
 
 
 def metric_heads(metrics: Sequence[str]) -> list[dict[str, str]]:
-    """Label, full name and direction of each metric."""
+    """Title, name and direction of each metric."""
+    from scbraid.metrics.registry import METRICS as REGISTRY
+
     heads = []
     for metric in metrics:
         display = tidy.metric_display(metric)
         name, _, definition = metric.partition("@")
-        label = display.label.replace("\n", " ") + (f" @{definition}" if definition else "")
+        title = REGISTRY[name].title if name in REGISTRY else display.label.replace("\n", " ")
+        label = title + (f" @{definition}" if definition else "")
         better = {True: "higher is better", False: "lower is better", None: "no better or worse"}
         arrow = {True: "", False: " ↓", None: ""}[display.higher_is_better]
         note = f"{name}: {better[display.higher_is_better]}"
@@ -275,7 +284,7 @@ def run_score_table(study: StudyData, limit: int) -> dict[str, Any]:
     """Values of every run: one row a run, one column a metric; at most `limit` rows."""
     scores = study.scores
     assert scores is not None
-    metrics = tidy.metric_order(scores.loc[scores["metric"] != "", "metric"])
+    metrics = _columns(scores)
     keys = [*tidy.ROW, "seed"]
     wide = scores.pivot_table(index=keys, columns="metric", values="value", dropna=False)
     runs = tidy.runs_of_scores(scores)
@@ -378,14 +387,14 @@ def version_rows(runs: pd.DataFrame) -> tuple[list[str], list[dict[str, Any]]]:
         sets.append({"commit": str(commit), "versions": json.loads(text), "runs": n})
     names = sorted({name for entry in sets for name in entry["versions"]})
     heads = [f"{entry['runs']} runs" for entry in sets]
-    rows = [{"name": "commit", "values": [entry["commit"] for entry in sets]}] if sets else []
+    rows: list[dict[str, Any]] = (
+        [{"name": "commit", "values": [entry["commit"] for entry in sets]}] if sets else []
+    )
     rows += [
         {"name": name, "values": [entry["versions"].get(name, "–") for entry in sets]}
         for name in names
     ]
-    for row in rows:
-        row["differs"] = len(set(row["values"])) > 1
-    return heads, rows
+    return heads, [row | {"differs": len(set(row["values"])) > 1} for row in rows]
 
 
 def config_rows(runs: pd.DataFrame) -> list[dict[str, Any]]:

@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from scbraid.data.layers import Layers
-from scbraid.errors import NotApplicable
+from scbraid.data.layers import Layer, Layers
+from scbraid.errors import DataError, NotApplicable
 from scbraid.guidance.graph import Guidance
 from scbraid.methods.base import Method, MethodInfo, MethodResult, Truth
 from scbraid.methods.config import MethodConfig, option
@@ -56,7 +56,7 @@ class TruthConfig(MethodConfig):
     separation: float = option(
         10.0, "distance of cell types, in standard deviations within a type", gt=0
     )
-    within_dim: int = option(10, "coordinates that tell the cells of a type apart", ge=1)
+    within_dim: int = option(10, "coordinates of each layer that tell cells of a type apart", ge=1)
 
 
 class TrueEmbedding(Method):
@@ -72,6 +72,7 @@ class TrueEmbedding(Method):
         role="oracle",
         tasks=("unpaired", "paired"),
         uses=frozenset({"labels", "pairing"}),
+        deterministic=True,
     )
     Config = TruthConfig
     config: TruthConfig
@@ -79,34 +80,57 @@ class TrueEmbedding(Method):
     def fit(
         self, data: Layers, guidance: Guidance | None = None, truth: Truth | None = None
     ) -> MethodResult:
-        """Place every cell by its label and pair; positions within a type are random."""
+        """Place every cell by its label and, within the type, by what its pair shows."""
         if truth is None:
             msg = "truth needs the truth table of the condition (--truth)"
             raise NotApplicable(msg)
         table = truth.table
-        rng = np.random.default_rng(self.seed)
         # Cells without a label share a type of their own.
-        codes, _ = pd.factorize(
-            table["cell_type"].astype(object).where(table["cell_type"].notna(), "")
-        )
+        names = table["cell_type"].astype(object).where(table["cell_type"].notna(), "")
+        codes, _ = pd.factorize(names)
         types = np.eye(codes.max() + 1)[codes] * self.config.separation / np.sqrt(2)
-        pair = table["pair"].to_numpy()
-        alone = pair < 0
-        # Unpaired cells get a pair number of their own, so that one table serves both.
-        identity = np.where(alone, pair.max(initial=-1) + 1 + np.arange(len(pair)), pair)
-        _, identity = np.unique(identity, return_inverse=True)
-        width = self.config.within_dim
-        position = rng.standard_normal((identity.max() + 1, width)) / np.sqrt(width)
-        embedding = np.concatenate([types, position[identity]], axis=1)
-        rows = {
-            (modality, cell): row
-            for row, (modality, cell) in enumerate(
-                zip(table["modality"], table["cell"], strict=True)
-            )
-        }
+        position = self._positions(data, table)
+        embedding = np.concatenate([types, position], axis=1)
         return MethodResult(
-            {
-                name: embedding[[rows[name, cell] for cell in layer.cells]]
-                for name, layer in data.layers.items()
-            }
+            {name: embedding[_rows(table, name, layer)] for name, layer in data.layers.items()}
         )
+
+    def _positions(self, data: Layers, table: pd.DataFrame) -> np.ndarray:
+        """Where a cell lies within its type: what all of its layers show, the same for partners.
+
+        Returns
+        -------
+        numpy.ndarray
+            (n_rows of the table, within_dim times the number of layers), unit variance in all.
+        """
+        pair = table["pair"].to_numpy()
+        # Unpaired cells get a pair number of their own, so that one table serves both.
+        single = pair.max(initial=-1) + 1 + np.arange(len(pair))
+        _, identity = np.unique(np.where(pair < 0, single, pair), return_inverse=True)
+        width = self.config.within_dim
+        rng = np.random.default_rng(0)
+        parts = []
+        for name, layer in data.layers.items():
+            rep = next(iter(layer.reps.values()), None)
+            seen = rng.standard_normal((layer.n_cells, width)) if rep is None else rep[:, :width]
+            seen = seen - seen.mean(0)
+            part = np.zeros((identity.max() + 1, seen.shape[1]))
+            part[identity[_rows(table, name, layer)]] = seen / np.sqrt(
+                (seen**2).sum(1).mean() * len(data.layers)
+            )
+            parts.append(part)
+        return np.concatenate(parts, axis=1)[identity]
+
+
+def _rows(table: pd.DataFrame, name: str, layer: Layer) -> np.ndarray:
+    """Rows of a layer's cells in the truth table, (n_cells,)."""
+    own = np.flatnonzero((table["modality"] == name).to_numpy())
+    found = pd.Index(table["cell"].to_numpy()[own]).get_indexer(layer.cells)
+    absent = layer.cells[found < 0]
+    if len(absent):
+        msg = (
+            f"the truth table lacks {len(absent):,} of {layer.n_cells:,} {name} cells (first: "
+            f"{str(absent[0])!r}); give the truth that was written with this input"
+        )
+        raise DataError(msg)
+    return own[found]

@@ -9,8 +9,8 @@ import numpy as np
 import scipy.sparse as sp
 import scipy.sparse.linalg
 
-from scbraid.data.layers import Layers
-from scbraid.errors import NotApplicable
+from scbraid.data.layers import Layer, Layers
+from scbraid.errors import DataError, NotApplicable
 from scbraid.guidance.graph import Guidance
 from scbraid.methods.base import Method, MethodInfo, MethodResult, Truth
 from scbraid.methods.config import MethodConfig, option
@@ -46,7 +46,8 @@ def gene_activity(
 
     RNA counts stand for themselves; another layer's value of a gene is the sum of its linked
     features times the weight and sign of the links. Counts are normalised to 10,000 over all
-    genes and log-transformed. Only highly variable genes that every layer can express are kept.
+    genes and log-transformed (sums below zero keep their sign). Only highly variable genes that
+    every layer can express are kept.
 
     Returns
     -------
@@ -57,23 +58,22 @@ def gene_activity(
     ------
     NotApplicable
         When there is no RNA layer or no gene linked in every layer.
+    DataError
+        When the graph names features that the input lacks, or lacks a layer.
     """
     if ANCHOR not in data.layers:
         msg = f"gene activity needs an {ANCHOR!r} layer; got {', '.join(data.names)}"
         raise NotApplicable(msg)
-    nodes = guidance.index(ANCHOR)
-    genes = guidance.features[nodes].astype(str)
-    columns = data[ANCHOR].features.index.astype(str).get_indexer(genes)
-    keep = guidance.highly_variable[nodes] & (columns >= 0)
-    activity: dict[str, sp.csr_matrix] = {ANCHOR: data[ANCHOR].counts[:, np.maximum(columns, 0)]}
+    keep = guidance.highly_variable[guidance.index(ANCHOR)]
+    activity: dict[str, sp.csr_matrix] = {
+        ANCHOR: data[ANCHOR].counts[:, _columns(data[ANCHOR], guidance)]
+    }
     for name, layer in data.layers.items():
         if name == ANCHOR:
             continue
         links = guidance.adjacency(ANCHOR, name)
-        features = guidance.features[guidance.index(name)].astype(str)
-        positions = layer.features.index.astype(str).get_indexer(features)
-        activity[name] = sp.csr_matrix(layer.counts[:, positions] @ links.T)
-        keep &= np.diff(sp.csr_matrix(links).indptr) > 0
+        activity[name] = sp.csr_matrix(layer.counts[:, _columns(layer, guidance)] @ links.T)
+        keep = keep & (np.diff(links.indptr) > 0)
     if not keep.any():
         msg = "no highly variable gene is linked to a feature of every layer"
         raise NotApplicable(msg)
@@ -84,14 +84,30 @@ def gene_activity(
     return _scale(normalised, scale)
 
 
+def _columns(layer: Layer, guidance: Guidance) -> np.ndarray:
+    """Columns of the layer's counts in the order of its vertices."""
+    features = guidance.features[guidance.index(layer.name)].astype(str)
+    columns = layer.features.index.astype(str).get_indexer(features)
+    absent = features[columns < 0]
+    if len(absent):
+        msg = (
+            f"guidance names {len(absent):,} {layer.name} features that the input lacks "
+            f"(first: {str(absent[0])!r}); build it from the same input"
+        )
+        raise DataError(msg)
+    return columns
+
+
 def _dense(matrix: sp.spmatrix) -> np.ndarray:
     return np.asarray(matrix.toarray(), dtype=np.float32)
 
 
 def _log_normalise(matrix: sp.csr_matrix, keep: np.ndarray) -> np.ndarray:
-    total = np.asarray(matrix.sum(axis=1)).ravel()
+    # Links of sign -1 can make sums negative; they keep their sign: sign(x)·log(1 + |x|).
+    total = np.asarray(abs(matrix).sum(axis=1)).ravel()
     factor = np.divide(1e4, total, out=np.zeros_like(total), where=total > 0)
-    return np.log1p(_dense(matrix[:, keep]) * factor[:, None].astype(np.float32))
+    scaled = _dense(matrix[:, keep]) * factor[:, None].astype(np.float32)
+    return np.sign(scaled) * np.log1p(np.abs(scaled))
 
 
 def _scale(matrices: dict[str, np.ndarray], scale: str) -> dict[str, np.ndarray]:
@@ -118,10 +134,14 @@ def joint_pca(matrices: dict[str, np.ndarray], n_components: int) -> dict[str, n
     covariance -= n_cells * np.outer(mean, mean)
     _, vectors = np.linalg.eigh(covariance)
     loadings = vectors[:, ::-1][:, : min(n_components, n_genes)]
-    # A sign convention: the largest loading of every component is positive.
-    largest = loadings[np.abs(loadings).argmax(0), np.arange(loadings.shape[1])]
-    loadings = loadings * np.where(largest < 0, -1.0, 1.0)
+    loadings = loadings * _signs(loadings)
     return {name: (matrix - mean) @ loadings for name, matrix in matrices.items()}
+
+
+def _signs(loadings: np.ndarray) -> np.ndarray:
+    """Signs that make the largest loading of every component positive, (n_components,)."""
+    largest = loadings[np.abs(loadings).argmax(0), np.arange(loadings.shape[1])]
+    return np.where(largest < 0, -1.0, 1.0)
 
 
 def _require_guidance(guidance: Guidance | None, name: str) -> Guidance:
@@ -232,11 +252,13 @@ class CanonicalCorrelation(Method):
             dtype=np.float32,
         )
         width = min(self.config.n_components, min(product.shape) - 1)
-        # A fixed start makes the iteration deterministic.
-        left, _, right = scipy.sparse.linalg.svds(
-            product, k=width, v0=np.ones(min(product.shape), np.float32), maxiter=1000
-        )
+        # A fixed start makes the iteration deterministic. Not a constant one: centred genes send it
+        # to zero.
+        start = np.random.default_rng(0).standard_normal(min(product.shape)).astype(np.float32)
+        left, _, right = scipy.sparse.linalg.svds(product, k=width, v0=start, maxiter=1000)
         left, right = left[:, ::-1], right[::-1].T
+        signs = _signs(anchor.T @ left)
+        left, right = left * signs, right * signs
         embeddings = {ANCHOR: _unit_rows(left)}
         borders = np.cumsum([len(activity[name]) for name in others])[:-1]
         for name, part in zip(others, np.split(right, borders), strict=True):

@@ -6,13 +6,14 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help install install-lint demo run test test-slow test-all lint format catalogue schemas clean
+.PHONY: help install install-lint demo run retry unlock test test-slow test-all lint format catalogue clean
 
 CORES ?= all
 CONFIG ?=
 VENV := $(CURDIR)/.venv
 PY := $(VENV)/bin/python
 SNAKEMAKE := $(VENV)/bin/snakemake --cores $(CORES)
+CODE := src tests scripts benchmarks
 BENCHMARKS := $(sort $(subst _,-,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))))
 
 # Jobs and benchmarks find the environment's programs without activating it.
@@ -28,9 +29,9 @@ install: ## make .venv from requirements.lock, unless it is up to date
 
 install-lint: install
 	@if ! cmp -s requirements-lint.lock "$(VENV)/requirements-lint.lock"; then
-	  echo "installing the linters"
-	  $(PY) -m pip install -q --disable-pip-version-check --no-deps -r requirements-lint.lock 2>>"$(VENV)/install.log"
-	  cp requirements-lint.lock "$(VENV)/"
+	    echo "installing the linters"
+	    $(PY) -m pip install -q --no-deps -r requirements-lint.lock 2>>"$(VENV)/install.log"
+	    cp requirements-lint.lock "$(VENV)/"
 	fi
 
 demo: install ## the default benchmark on simulated data: table, figures, report
@@ -46,6 +47,9 @@ retry: install ## forget runs that failed or hit a limit, then run CONFIG again
 	$(SNAKEMAKE) --logger scbraid --no-hooks $(if $(CONFIG),--configfile $(CONFIG))
 	$(PY) -m scbraid.summary $(CONFIG)
 
+unlock: install ## remove Snakemake's lock after a hard kill (when none runs here any more)
+	@$(SNAKEMAKE) --unlock $(if $(CONFIG),--configfile $(CONFIG))
+
 test: install ## the tests that take seconds each
 	@$(PY) -m pytest -q -m "not slow"
 
@@ -57,14 +61,14 @@ test-all: install ## all tests
 
 lint: install-lint ## ruff, mypy, snakefmt and Snakemake's own linter
 	@$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff format --check $(CODE)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/snakefmt --check Snakefile workflow
 	$(VENV)/bin/snakemake --lint
 
 format: install-lint ## rewrite the code in the house format
 	@$(VENV)/bin/ruff check --fix .
-	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff format $(CODE)
 	$(VENV)/bin/snakefmt Snakefile workflow
 
 catalogue: install ## rewrite the catalogue and schemas that are generated from the code

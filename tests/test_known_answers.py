@@ -118,4 +118,3 @@ def test_glue_leads_on_the_demo(tmp_path_factory: pytest.TempPathFactory) -> Non
         others = run(method, folder)
         assert ours["foscttm"] < others["foscttm"] - 0.05
         assert ours["transfer_accuracy"] > others["transfer_accuracy"] + 0.05
-

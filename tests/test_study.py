@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,11 @@ def test_limits_of_a_method_deviate_where_they_say_so() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"methods": ["glu"]}, UnknownNameError, "one.yaml: methods: unknown method 'glu'; did"),
+        (
+            {"methods": ["glu"]},
+            UnknownNameError,
+            "one.yaml: methods: glu: unknown method 'glu'; did",
+        ),
         ({"methods": ["glue.papr"]}, UnknownNameError, "did you mean 'paper'?"),
         ({"methods": ["glue:laten_dim=3"]}, UnknownNameError, "did you mean 'latent_dim'?"),
         ({"datasets": ["dmo"]}, UnknownNameError, "one.yaml: datasets: unknown dataset 'dmo'; did"),
@@ -189,6 +194,16 @@ def test_mistakes_in_the_configuration_are_named(
     with pytest.raises((ConfigError, UnknownNameError)) as caught:
         _plan(root, changes, one={})
     assert words in str(caught.value)
+
+
+def test_values_that_a_method_refuses_are_named_with_the_method(root: Path) -> None:
+    _plan(root, one={"methods": ["glue:latent_dim=20"]})
+    config = {"studies": ["one"], "results": str(root / "results")}
+    live = dataclasses.replace(CATALOGUE, check_values=Catalogue.live().check_values)
+    make_plan(config, root, catalogue=live)
+    _plan(root, one={"methods": ["glue:latent_dim=-3"]})
+    with pytest.raises(ConfigError, match=r"one\.yaml: methods: glue:latent_dim=-3: .*latent_dim"):
+        make_plan(config, root, catalogue=live)
 
 
 def test_own_data_sets_stand_beside_the_registered_ones(root: Path) -> None:

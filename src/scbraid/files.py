@@ -67,9 +67,21 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write `content` as indented JSON, atomically; keys keep their order."""
+    """Write `content` as indented JSON, atomically; keys keep their order.
+
+    Arrays and scalars of numpy become lists and numbers.
+    """
     with atomic_path(path) as partial:
-        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        text = json.dumps(content, indent=2, ensure_ascii=False, default=_plain)
+        partial.write_text(text + "\n", "utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """Turn what numpy computes with into what JSON knows."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    msg = f"{type(value).__name__} cannot be written as JSON; use numbers, text, lists and dicts"
+    raise TypeError(msg)
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import shutil
 import signal
@@ -29,6 +30,13 @@ EMBEDDING_FILE = "embedding.h5ad"
 FEATURES_FILE = "features.npz"
 HISTORY_FILE = "history.tsv"
 _POLL_S = 0.05
+# Training allocates and frees the same large arrays at every step. By default glibc returns them
+# to the system each time and pays for new pages; measured, keeping them saves a tenth of the CPU.
+_KEEP_FREED_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**31),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
 _PRODUCTS = (EMBEDDING_FILE, FEATURES_FILE, HISTORY_FILE)
 
 
@@ -115,7 +123,7 @@ def run_method(request: RunRequest) -> dict[str, Any]:
         "seconds": round(outcome.get("seconds", end.seconds), 3),
         "wall_seconds": round(time.perf_counter() - began, 3),
         "cpu_seconds": round(end.cpu_seconds, 3),
-        "peak_rss_mib": round(end.peak_rss_mib, 1),
+        "peak_rss_mib": round(max(end.peak_rss_mib, outcome.get("peak_rss_mib", 0.0)), 1),
         "peak_gpu_mib": outcome.get("peak_gpu_mib"),
         "dataset": request.dataset,
         "condition": request.condition,
@@ -159,7 +167,7 @@ class _End:
 
 
 def _supervise(request: RunRequest, scratch: Path) -> _End:
-    environment = dict(os.environ)
+    environment = _KEEP_FREED_MEMORY | os.environ
     if request.threads is not None:
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             environment[variable] = str(request.threads)
@@ -168,43 +176,51 @@ def _supervise(request: RunRequest, scratch: Path) -> _End:
     child = subprocess.Popen(
         [sys.executable, "-m", "scbraid.worker", str(scratch)],
         env=environment,
-        stdin=subprocess.DEVNULL,
+        # Nothing is ever written: the pipe closes when this process ends, however it ends, and
+        # that tells the child to end as well.
+        stdin=subprocess.PIPE,
         start_new_session=True,
     )
     limit: Literal["", "timeout", "out_of_memory"] = ""
     reason = ""
+    peak = 0.0
     try:
         while True:
             pid, wait_status, usage = os.wait4(child.pid, os.WNOHANG)
             if pid:
                 break
+            resident, highest = memory_mib(child.pid)
+            peak = max(peak, highest)
             elapsed = time.perf_counter() - began
             if not limit and request.time_limit is not None and elapsed > request.time_limit:
                 limit, reason = "timeout", f"stopped after its limit of {request.time_limit:g} s"
                 _kill(child.pid)
-            if not limit and request.memory_limit is not None:
-                resident = _resident_mib(child.pid)
-                if resident > request.memory_limit:
-                    limit = "out_of_memory"
-                    reason = (
-                        f"stopped at {resident:,.0f} MiB, over its limit of "
-                        f"{request.memory_limit:,.0f} MiB"
-                    )
-                    _kill(child.pid)
+            if not limit and resident > (request.memory_limit or math.inf):
+                limit = "out_of_memory"
+                reason = (
+                    f"stopped at {resident:,.0f} MiB, over its limit of "
+                    f"{request.memory_limit:,.0f} MiB"
+                )
+                _kill(child.pid)
             time.sleep(_POLL_S)
     except BaseException:
         # Interrupted ourselves: the child must not outlive us.
         _kill(child.pid)
         child.wait()
         raise
+    finally:
+        if child.stdin is not None:
+            child.stdin.close()
     child.returncode = os.waitstatus_to_exitcode(wait_status)
-    # Linux counts ru_maxrss in KiB, macOS in bytes.
-    unit = 1024 if sys.platform != "darwin" else 1024 * 1024
+    if not peak:
+        # Without /proc. Linux counts ru_maxrss in KiB, macOS in bytes; it includes the memory of
+        # this process, of which the child started as a copy.
+        peak = usage.ru_maxrss / (1024 if sys.platform != "darwin" else 1024 * 1024)
     return _End(
         exit_code=child.returncode,
         seconds=time.perf_counter() - began,
         cpu_seconds=usage.ru_utime + usage.ru_stime,
-        peak_rss_mib=usage.ru_maxrss / unit,
+        peak_rss_mib=peak,
         limit=limit,
         limit_reason=reason,
     )
@@ -215,13 +231,15 @@ def _kill(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _resident_mib(pid: int) -> float:
-    """Resident memory of a process; 0 where the system does not tell (no /proc)."""
+def memory_mib(pid: int) -> tuple[float, float]:
+    """Resident memory of a process, now and at most; zeros where the system has no /proc."""
     try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError):
-        return 0.0
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0, 0.0
+    fields = dict(line.partition(":")[::2] for line in lines)
+    now, highest = (int(fields.get(key, "0 kB").split()[0]) / 1024 for key in ("VmRSS", "VmHWM"))
+    return now, highest
 
 
 def _outcome(scratch: Path, end: _End) -> dict[str, Any]:

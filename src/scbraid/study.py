@@ -17,7 +17,7 @@ import importlib.util
 import itertools
 import json
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -52,11 +52,16 @@ class Catalogue:
         By name, whether ``higher`` or ``lower`` is better; ``none`` where neither is.
     figures
         By kind, what it is drawn from: scores, runs, embeddings, histories, guidance.
+    check_values
+        Raises for option values that a method refuses; None where the methods cannot be asked.
     """
 
     methods: dict[str, dict[str, Any]]
     metrics: dict[str, str]
     figures: dict[str, tuple[str, ...]]
+    check_values: Callable[[MethodSpec], object] | None = dataclasses.field(
+        default=None, compare=False
+    )
 
     @classmethod
     def live(cls) -> Catalogue:
@@ -78,6 +83,7 @@ class Catalogue:
             {row["name"]: planned(row) for row in describe_methods()},
             {row["name"]: row["direction"] for row in describe_metrics()},
             {name: kind.needs for name, kind in FIGURES.items()},
+            lambda spec: methods()[spec.name].configure(spec.preset, dict(spec.options)),
         )
 
     @classmethod
@@ -111,7 +117,7 @@ class Catalogue:
         )
 
     def check_method(self, spec: MethodSpec) -> None:
-        """Refuse a name, preset or option that does not exist, with the nearest one."""
+        """Refuse a name, preset or option that does not exist, and values that are not allowed."""
         if spec.name not in self.methods:
             raise UnknownNameError(near_miss(spec.name, self.methods, "method"))
         row = self.methods[spec.name]
@@ -121,6 +127,8 @@ class Catalogue:
         for key, _ in spec.options:
             if key not in row["options"]:
                 raise UnknownNameError(near_miss(key, row["options"], f"option of {spec.name}"))
+        if self.check_values is not None:
+            self.check_values(spec)
 
     def uses(self, spec: MethodSpec, what: str) -> bool:
         """Whether the method declares that it uses labels, pairing, batch or guidance."""
@@ -436,7 +444,8 @@ def plan_study(study: Study, path: Path, datasets: Datasets, catalogue: Catalogu
         conditions = study.expand_conditions()
     with _noting(path, "methods"):
         methods = study.expand_methods()
-        for method in methods:
+    for method in methods:
+        with _noting(path, f"methods: {method}"):
             catalogue.check_method(method)
     for kind, names, known in (
         ("metric", study.metrics or (), catalogue.metrics),

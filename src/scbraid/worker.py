@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from scbraid.data.layers import Layers
 from scbraid.errors import NotApplicable
@@ -24,8 +28,11 @@ from scbraid.runner import (
     FEATURES_FILE,
     HISTORY_FILE,
     RunRequest,
+    memory_mib,
 )
 
+# Columns of the truth that no cell has for itself: pseudotime, for one, would tell partners.
+LABEL_COLUMNS = ("cell_type", "subtype", "lineage", "scored")
 # What torch says when an allocation fails, on a GPU and on a CPU.
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -57,8 +64,10 @@ def _run(method: type[Method], request: RunRequest, scratch: Path) -> dict[str, 
         if request.guidance is not None and "guidance" in info.uses
         else None
     )
-    truth = _read_truth(request, info)
     blinded, order = blind(data, info, np.random.default_rng(request.seed))
+    truth = None
+    if request.truth is not None and info.uses & {"labels", "pairing"}:
+        truth = show_truth(pd.read_parquet(request.truth), info, data, blinded, order)
     config = method.configure(request.preset, request.options)
     if request.threads is not None and "torch" in info.requires:
         import torch
@@ -74,6 +83,7 @@ def _run(method: type[Method], request: RunRequest, scratch: Path) -> dict[str, 
         "status": "ok",
         "reason": "",
         "seconds": seconds,
+        "peak_rss_mib": memory_mib(os.getpid())[1],
         "peak_gpu_mib": _peak_gpu_mib(),
         "details": result.details,
         "device": result.details.get("device", "cpu"),
@@ -104,12 +114,36 @@ def blind(
     return dataclasses.replace(data, layers=layers, paired=data.paired and not hide_pairing), order
 
 
-def _read_truth(request: RunRequest, info: MethodInfo) -> Truth | None:
-    if request.truth is None or "labels" not in info.uses:
-        return None
-    import pandas as pd
+def show_truth(
+    table: pd.DataFrame,
+    info: MethodInfo,
+    data: Layers,
+    shown: Layers,
+    order: dict[str, np.ndarray],
+) -> Truth:
+    """Cut the truth down to what the method declares, under the cell names that it is shown.
 
-    return Truth(pd.read_parquet(request.truth))
+    Parameters
+    ----------
+    table
+        The whole truth.
+    info
+        The method's declaration.
+    data, shown, order
+        The layers before and after `blind`, and its order.
+    """
+    if info.uses >= {"labels", "pairing"}:
+        return Truth(table)
+    if "pairing" in info.uses:
+        return Truth(table[["modality", "cell", "pair"]])
+    whole = Truth(table)
+    labels = [column for column in LABEL_COLUMNS if column in table]
+    parts = []
+    for name, layer in data.layers.items():
+        own = table.iloc[whole.rows(layer)[order[name]]]
+        part = pd.DataFrame({"modality": name, "cell": shown[name].cells, "pair": -1})
+        parts.append(part.assign(**{column: own[column].to_numpy() for column in labels}))
+    return Truth(pd.concat(parts, ignore_index=True))
 
 
 def _write(
@@ -149,5 +183,18 @@ def _describe(error: Exception) -> dict[str, Any]:
     }
 
 
+def _end_with_parent() -> None:
+    """Kill this process and its children once the parent's end of our standard input closes."""
+
+    def wait() -> None:
+        os.read(0, 1)
+        os.killpg(0, signal.SIGKILL)
+
+    # Only as the leader of a group of its own, as the runner starts it.
+    if os.getpgid(0) == os.getpid():
+        threading.Thread(target=wait, daemon=True).start()
+
+
 if __name__ == "__main__":
+    _end_with_parent()
     main(Path(sys.argv[1]))

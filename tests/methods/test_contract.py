@@ -170,7 +170,9 @@ def test_listing_names_everything_and_is_json():
 
 
 def test_missing_packages_are_named():
-    info = MethodInfo("x", "X", "X.", "baseline", ("unpaired",), requires=("no_such_package", "json"))
+    info = MethodInfo(
+        "x", "X", "X.", "baseline", ("unpaired",), requires=("no_such_package", "json")
+    )
     assert info.missing_packages() == ["no_such_package"]
 
 

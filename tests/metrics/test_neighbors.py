@@ -100,6 +100,13 @@ def test_embedding_with_few_places_uses_the_first_ties():
     np.testing.assert_array_equal(found.indices[600], np.r_[500:520])
     np.testing.assert_array_equal(found.indices[0], np.r_[1:21])
     assert (nearest_neighbors(np.zeros((50, 3)), 3).indices[10] == [0, 1, 2]).all()
+    # Places whose coordinates are no round numbers, and other cells around.
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(2500, 7)) + 0.1
+    X[500:1500] = X[500]
+    found = nearest_neighbors(X, 20)
+    np.testing.assert_array_equal(found.indices[700], np.r_[500:520])
+    np.testing.assert_array_equal(found.indices[:500], brute(X, 20)[0][:500])
 
 
 def test_deep_search_is_ordered_and_memory_is_bounded():

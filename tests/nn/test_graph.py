@@ -165,9 +165,7 @@ def test_positives_are_drawn_by_weight():
 
 def test_negatives_keep_source_and_sign_and_never_exist():
     graph = random_graph(n_edges=120, seed=4)
-    known = set(
-        zip(graph.source.tolist(), graph.target.tolist(), graph.sign.tolist(), strict=True)
-    )
+    known = set(zip(graph.source.tolist(), graph.target.tolist(), graph.sign.tolist(), strict=True))
     sampler = EdgeSampler(graph, n_negatives=5, seed=1)
     for _ in range(20):
         source, target, sign, label = sampler.epoch()
@@ -275,7 +273,10 @@ def test_edge_nll_is_half_of_both_classes(label):
 
 def test_edge_nll_survives_extreme_products():
     edges = EdgeBatch(
-        torch.tensor([0, 0]), torch.tensor([1, 1]), torch.tensor([-1.0, 1.0]), torch.tensor([1.0, 0.0])
+        torch.tensor([0, 0]),
+        torch.tensor([1, 1]),
+        torch.tensor([-1.0, 1.0]),
+        torch.tensor([1.0, 0.0]),
     )
     v = torch.full((2, 4), 50.0, requires_grad=True)
     loss = edge_nll(v, edges)

@@ -156,10 +156,11 @@ def test_gradients_are_finite_at_zeros(name, scale):
     # All zeros (and, for shares, all ones): the entries where logarithms and powers go wrong.
     for constant in (0.0, 1.0):
         x = torch.full((4, N_FEATURES), constant)
-        location = (torch.randn(4, N_FEATURES, generator=torch.manual_seed(0)) * scale).requires_grad_()
+        location = (
+            torch.randn(4, N_FEATURES, generator=torch.manual_seed(0)) * scale
+        ).requires_grad_()
         values = {
-            key: torch.zeros(N_FEATURES, requires_grad=True)
-            for key in LIKELIHOODS[name].parameters
+            key: torch.zeros(N_FEATURES, requires_grad=True) for key in LIKELIHOODS[name].parameters
         }
         total = LIKELIHOODS[name].log_density(location, x, x.sum(1, keepdim=True), values).sum()
         total.backward()

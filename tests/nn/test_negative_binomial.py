@@ -115,9 +115,7 @@ def test_no_gradient_is_made_where_none_is_wanted():
 def test_extreme_dispersions_and_logits_stay_finite():
     u, weight, bias, _, x = problem()
     for value in (-15.0, 15.0):
-        arguments = leaves(
-            u * 20, weight, bias, np.full(len(bias), value), dtype=torch.float32
-        )
+        arguments = leaves(u * 20, weight, bias, np.full(len(bias), value), dtype=torch.float32)
         loss = fused(arguments, x, torch.float32)
         loss.backward()
         assert torch.isfinite(loss)

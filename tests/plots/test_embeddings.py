@@ -170,6 +170,18 @@ def test_a_failed_method_keeps_its_row(results):
     plots.umap_grid(panels)
 
 
+def test_an_embedding_of_hardly_any_cell_is_told_instead_of_drawn(results):
+    _, table, runs, truths = results
+    names = {m: np.array([f"{m}-{i:06d}" for i in range(12)]) for m in ("rna", "atac")}
+    values = {m: np.full((12, 4), np.nan) for m in names}
+    values["rna"][:3] = 1.0
+    for run in runs[2:]:
+        write_embedding(run / "embedding.h5ad", names, values, "X_cca")
+    panels = {panel.method: panel for panel in umap_panels(runs, truths, table)}
+    assert panels["cca"].coordinates is None
+    assert panels["cca"].note == "seed 1: fewer than 4 cells have coordinates"
+
+
 def test_study_figure_from_files(results, tmp_path):
     root, table, runs, _ = results
     drawing = plots.draw_study_figure("umap_grid", None, scores=table, results=root, runs=runs)

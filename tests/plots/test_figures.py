@@ -314,6 +314,36 @@ def test_resources_show_every_run_and_the_median_of_the_finished(make_scores, ma
     assert "peak_gpu_mib" not in set(table["panel"])
 
 
+def test_runs_that_took_no_measurable_time_are_drawn_at_a_millisecond(make_scores, make_runs):
+    runs = make_runs(make_scores(methods=METHODS)).assign(seconds=0.0)
+    drawing = plots.resources(runs)
+    own = drawing.table[drawing.table["panel"] == "seconds"]
+    assert set(own["value"]) == {0.0}
+    points = drawing.figure.axes[1].collections[0].get_offsets()
+    assert set(points[:, 0]) == {0.001}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.0002, "<1 ms"), (0.004, "4 ms"), (0.8, "0.8 s"), (42, "42 s"), (192, "3.2 min"),
+     (1800, "30 min"), (18_360, "5.1 h")],
+)  # fmt: skip
+def test_times_are_written_with_a_unit(seconds, words):
+    from scbraid.plots.summary import format_seconds
+
+    assert format_seconds(seconds) == words
+
+
+def test_bars_of_the_spread_stay_inside_the_panel(make_scores):
+    scores = make_scores(methods=METHODS[:1], seeds=2, metrics=["bio", "mixing"])
+    scores["value"] = [0.1, 0.1, 0.1, 0.9]
+    drawing = plots.bio_vs_mixing(scores)
+    mean = drawing.table[drawing.table["mark"] == "mean"].iloc[0]
+    low, high = drawing.figure.axes[1].get_ylim()
+    assert low < mean["mixing"] - mean["mixing_sd"]
+    assert mean["mixing"] + mean["mixing_sd"] < high
+
+
 def test_coverage_counts_by_status_and_shows_what_was_not_run(make_scores, make_runs, text_boxes):
     runs = make_runs(make_scores())
     expected = runs[["dataset", "condition", "method", "preset", "seed"]]

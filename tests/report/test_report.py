@@ -13,7 +13,7 @@ import pytest
 
 from scbraid.errors import DataError
 from scbraid.report import build_report, read_runs
-from scbraid.report.build import breakable, config_text, safe_link
+from scbraid.report.build import breakable, config_text, linked
 from scbraid.report.gather import tail
 
 MAP = "Mean average precision"
@@ -383,12 +383,24 @@ def test_same_results_give_the_same_page(bench, methods, datasets):
 
 
 def test_links_are_web_addresses_and_dois_alone():
-    assert safe_link("https://example.org/a?b=c") == "https://example.org/a?b=c"
-    assert safe_link("10.1038/s41587-022-01284-4") == "https://doi.org/10.1038/s41587-022-01284-4"
-    assert safe_link("doi:10.1038/abc") == "https://doi.org/10.1038/abc"
-    for other in ("javascript:alert(1)", "file:///etc/passwd", "//x.org", "Cao 2022", "", None,
-                  "https://x.org/ and more", 'https://x.org/"onclick='):  # fmt: skip
-        assert safe_link(other) == ""
+    def targets(text):
+        return re.findall(r'href="([^"]*)"', str(linked(text)))
+
+    assert targets("https://example.org/a?b=c") == ["https://example.org/a?b=c"]
+    assert targets("Cao 2022, doi 10.1038/s41587-022-01284-4.") == [
+        "https://doi.org/10.1038/s41587-022-01284-4"
+    ]
+    assert targets("https://x.org/1, https://x.org/2 (and more)") == [
+        "https://x.org/1",
+        "https://x.org/2",
+    ]
+    for other in ("javascript:alert(1)", "file:///etc/passwd", "//x.org", "Cao 2022", "", "10.5"):
+        assert targets(other) == []
+    shown = str(linked('<b> https://x.org/"onclick=alert(1) & more'))
+    assert shown == (
+        '&lt;b&gt; <a href="https://x.org/" rel="noreferrer">https://x.org/</a>'
+        "&#34;onclick=alert(1) &amp; more"
+    )
 
 
 def test_slugs_break_before_their_settings():

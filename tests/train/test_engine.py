@@ -223,7 +223,9 @@ def test_a_loss_that_is_no_number_stops_the_training_and_is_named(value, split):
             yield {**terms, "atac_nll": torch.tensor(value if epoch == 2 else 1.0)}
 
     setattr(Broken, split, broken)
-    with pytest.raises(NonFiniteLossError, match="stage, epoch 2: loss term 'atac_nll' is not fini") as caught:
+    with pytest.raises(
+        NonFiniteLossError, match="stage, epoch 2: loss term 'atac_nll' is not fini"
+    ) as caught:
         train(Broken([1.0] * 5), Schedule(5, 2, 2), stage="stage")
     assert "rna_nll" not in str(caught.value)
     assert "scbraid check" in str(caught.value)

@@ -42,7 +42,7 @@ class Layer:
     reps
         Representations by obsm key, each float32 of shape (n_cells, k).
     batch
-        Batch names of shape (n_cells,), or None.
+        Batch names of shape (n_cells,), empty text where unknown; or None.
     """
 
     name: str
@@ -171,8 +171,12 @@ def _read_meta(group: h5py.Group) -> dict[str, Any]:
     node = group.get(f"uns/{UNS_KEY}")
     if node is None:
         return {}
-    text = node[()]
-    return json.loads(text.decode() if isinstance(text, bytes) else text)
+    try:
+        meta = json.loads(node.asstr()[()])
+    except (ValueError, TypeError, AttributeError) as error:
+        msg = f"{group.file.filename}: uns[{UNS_KEY!r}] is no JSON text ({error}); write it again"
+        raise DataError(msg) from error
+    return dict(meta)
 
 
 def _read_layer(group: h5py.Group, name: str, path: Path, reps: Sequence[str] | None) -> Layer:
@@ -180,20 +184,32 @@ def _read_layer(group: h5py.Group, name: str, path: Path, reps: Sequence[str] | 
         if part not in group:
             msg = f"{path}: layer {name!r} has no {part}; expected an AnnData group"
             raise DataError(msg)
-    obs = read_frame(group["obs"])
+    obs, var = read_frame(group["obs"]), read_frame(group["var"])
+    for what, names in (("obs", obs.index), ("var", var.index)):
+        if not names.is_unique:
+            twice = names[names.duplicated()]
+            msg = (
+                f"{path}: layer {name!r} has {len(twice):,} repeated {what} names "
+                f"(first: {str(twice[0])!r}); make them unique"
+            )
+            raise DataError(msg)
     obsm = group.get("obsm", {})
     return Layer(
         name=name,
         counts=read_matrix(group["X"]),
         cells=obs.index.to_numpy(dtype=str),
-        features=read_frame(group["var"]),
+        features=var,
         reps={
             key: np.asarray(node, dtype=np.float32)
             for key, node in obsm.items()
             if isinstance(node, h5py.Dataset) and (reps is None or key in reps)
         },
-        batch=obs["batch"].to_numpy(dtype=str) if "batch" in obs else None,
+        batch=_batches(obs["batch"]) if "batch" in obs else None,
     )
+
+
+def _batches(column: pd.Series) -> np.ndarray:
+    return np.where(column.isna(), "", column.astype(object)).astype(str)
 
 
 def read_matrix(node: h5py.Group | h5py.Dataset) -> sp.csr_matrix:

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pandas as pd
 
-from scbraid.data.layers import Layers
-from scbraid.errors import ConfigError, ContractError, NotApplicable, UnknownNameError
+from scbraid.data.layers import Layer, Layers
+from scbraid.errors import ConfigError, ContractError, DataError, NotApplicable, UnknownNameError
 from scbraid.guidance.graph import Guidance
 from scbraid.methods.config import MethodConfig
 from scbraid.registry import near_miss
@@ -77,10 +77,31 @@ class Truth:
     Attributes
     ----------
     table
-        The truth table of the condition (modality, cell, pair, cell_type, ...).
+        One row a cell: modality, cell and what the method declares. Labels bring cell_type and the
+        other label columns, pairing brings pair (-1 for all cells otherwise); a method that
+        declares both is shown the whole truth table of the condition.
     """
 
     table: pd.DataFrame
+
+    def rows(self, layer: Layer) -> np.ndarray:
+        """Rows of a layer's cells in the table, (n_cells,).
+
+        Raises
+        ------
+        DataError
+            When the table lacks cells of the layer.
+        """
+        own = np.flatnonzero((self.table["modality"] == layer.name).to_numpy())
+        found = pd.Index(self.table["cell"].to_numpy()[own]).get_indexer(layer.cells)
+        absent = layer.cells[found < 0]
+        if len(absent):
+            msg = (
+                f"the truth table lacks {len(absent):,} of {layer.n_cells:,} {layer.name} cells "
+                f"(first: {str(absent[0])!r}); give the truth that was written with this input"
+            )
+            raise DataError(msg)
+        return own[found]
 
 
 @dataclasses.dataclass

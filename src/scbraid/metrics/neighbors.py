@@ -19,7 +19,7 @@ _FULL = 1 << 22  # distances in memory where a row is selected from in full
 _COLUMN_BITS = 22
 _MAX_COLUMNS = 1 << _COLUMN_BITS
 _NEAR = 15  # distances up to this rank are used as numbers, beyond it only as an order
-_SPARE = 4  # searched beyond what is kept
+SPARE = 4  # neighbours searched beyond those that are kept
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,7 +130,9 @@ def _strips(
         doubtful = np.flatnonzero(near < least * 2 * pairs.left_norms[rows])
         if doubtful.size:
             if in_double is None:
-                in_double = Pairs(Y, frame=frame, dtype=np.float64)
+                # What is closer than rounding is at distance 0: cells at one place are ties.
+                slack = -rounding(np.float64, pairs.n_dims)
+                in_double = Pairs(Y, frame=frame, dtype=np.float64, slack=slack)
             left = _operand_in_double(X[doubtful + top], in_double)
             own = doubtful + top if itself else None
             indices[doubtful] = _select_in_full(left, in_double.right, k, own)[0]
@@ -141,7 +143,7 @@ def _operand_in_double(X: np.ndarray, target: Pairs) -> np.ndarray:
     block = target.frame.apply(X)
     left = np.empty((len(block), target.n_dims + 2))
     left[:, :-2] = -2 * block
-    left[:, -2] = np.square(block).sum(axis=1)
+    left[:, -2] = np.square(block).sum(axis=1) * (1.0 + target.slack)
     left[:, -1] = 1.0
     return left
 
@@ -236,7 +238,7 @@ def _select_in_full(
     height = max(1, _FULL // len(right))
     for top in range(0, len(left), height):
         rows = slice(top, min(top + height, len(left)))
-        strip = left[rows] @ right.T
+        strip = np.maximum(left[rows] @ right.T, 0.0)
         if own is not None:
             strip[np.arange(len(strip)), own[rows]] = np.inf
         limit = np.partition(strip, k - 1, axis=1)[:, k - 1]
@@ -269,7 +271,7 @@ def nearest_neighbors(X: npt.ArrayLike, k: int, Y: npt.ArrayLike | None = None) 
     largest = len(X) - 1 if Y_array is None else len(Y_array)
     _check_k(k, largest)
     keeper = NeighborKeeper(X, k, Y_array)
-    for rows, indices in neighbor_strips(X, min(k + _SPARE, largest), Y_array):
+    for rows, indices in neighbor_strips(X, min(k + SPARE, largest), Y_array):
         keeper.add(rows, indices)
     return keeper.neighbors
 
@@ -291,8 +293,8 @@ class NeighborKeeper:
     def add(self, rows: slice, indices: np.ndarray) -> None:
         """Store the neighbours of some rows."""
         # A few more than are kept: single precision may have swapped the last with the next.
-        near = indices[:, : self.neighbors.k + _SPARE]
+        near = indices[:, : self.neighbors.k + SPARE]
         distances = distances_to(self._X[rows], self._Y, near)
-        order = np.argsort(distances, axis=1, kind="stable")[:, : self.neighbors.k]
+        order = np.lexsort((near, distances), axis=1)[:, : self.neighbors.k]
         self.neighbors.indices[rows] = np.take_along_axis(near, order, axis=1)
         self.neighbors.distances[rows] = np.take_along_axis(distances, order, axis=1)

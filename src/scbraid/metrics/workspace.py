@@ -19,15 +19,13 @@ from scbraid.metrics.clustering import (
 )
 from scbraid.metrics.connectivities import GRAPH_NEIGHBORS, fuzzy_connectivities
 from scbraid.metrics.integration_consistency import FeatureEdges, integration_consistency
-from scbraid.metrics.neighbors import NeighborKeeper, Neighbors, neighbor_strips
+from scbraid.metrics.neighbors import SPARE, NeighborKeeper, Neighbors, neighbor_strips
 from scbraid.metrics.seurat_alignment import (
     alignment_from_mean,
     same_layer_count,
     seurat_alignment,
 )
 from scbraid.metrics.silhouette import group_distance_sums
-
-_SPARE = 4  # see NeighborKeeper
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -147,7 +145,7 @@ class Workspace:
         keeper = NeighborKeeper(self.embedding, n_others)
         precisions = None if self.inputs.labels is None else np.empty(n_cells)
         n_same = 0
-        depth = min(max(k, n_others + _SPARE), n_cells - 1)
+        depth = min(max(k, n_others + SPARE), n_cells - 1)
         for rows, indices in neighbor_strips(self.embedding, depth):
             keeper.add(rows, indices)
             deep = indices[:, :k]

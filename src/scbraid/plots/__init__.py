@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     )
     from scbraid.plots.graph import guidance_summary, guidance_table
     from scbraid.plots.runs import read_runs
-    from scbraid.plots.style import Drawing, FigureFiles
+    from scbraid.plots.style import Drawing, FigureFiles, NothingToDraw
     from scbraid.plots.summary import score_summary
 
 _MODULES = {
@@ -49,6 +49,7 @@ _MODULES = {
     "read_runs": "runs",
     "Drawing": "style",
     "FigureFiles": "style",
+    "NothingToDraw": "style",
     "score_summary": "summary",
 }
 
@@ -57,6 +58,7 @@ __all__ = [
     "Drawing",
     "FigureFiles",
     "FigureKind",
+    "NothingToDraw",
     "UmapPanel",
     "best_seeds",
     "bio_vs_mixing",

@@ -132,7 +132,7 @@ def bio_vs_mixing(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = No
         body = n_rows * (title_height + side + foot)
         height = body + legend.height + paragraph_height(note, width - 4) + 6
         sheet = Sheet(width, height)
-        limits = _limits(wide)
+        limits = _limits(wide, means)
         for at, (dataset, condition, title) in enumerate(panels):
             row, column = divmod(at, n_columns)
             x = left + column * (side + gap)
@@ -164,11 +164,13 @@ def _mean_points(wide: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
 
 
-def _limits(wide: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    """Common limits of all panels: the data with a border, so that panels can be compared."""
+def _limits(wide: pd.DataFrame, means: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """Common limits of all panels, so that panels can be compared: all marks with a border."""
     limits = {}
     for name in ("bio", "mixing"):
-        low, high = float(wide[name].min()), float(wide[name].max())
+        sd = means[f"{name}_sd"].fillna(0.0)
+        marks = pd.concat([wide[name], means[name] - sd, means[name] + sd])
+        low, high = float(marks.min()), float(marks.max())
         border = max(0.08 * (high - low), 0.02)
         limits[name] = (low - border, high + border)
     return limits
@@ -331,7 +333,7 @@ def _draw_foscttm(
             axes.plot(ends, [at, at], color=INK, lw=0.6, zorder=3)
         values = seeds.loc[seeds["method_id"] == method].sort_values("seed")["value"]
         heights = at + seed_offsets(len(values), 0.2)
-        axes.scatter(values, heights, s=5, fc="white", ec=INK, lw=0.4, zorder=4)
+        axes.scatter(values, heights, s=5, fc="white", ec=INK, lw=0.4, zorder=4, clip_on=False)
 
 
 def _why_absent(statuses: pd.Series) -> str:

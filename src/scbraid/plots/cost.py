@@ -48,6 +48,9 @@ RESOURCES = {
 }
 
 
+LEAST_SECONDS = 0.001
+
+
 def format_mib(mib: float) -> str:
     """MiB as ``350 MiB`` or ``3.2 GiB``."""
     return f"{mib:.0f} MiB" if mib < 1023.5 else f"{mib / 1024:.3g} GiB"
@@ -56,6 +59,8 @@ def format_mib(mib: float) -> str:
 def _short_seconds(seconds: float) -> str:
     if seconds == 60:
         return "1 min"
+    if seconds < 0.1:
+        return f"{1000 * seconds:g} ms"
     return f"{seconds:g} s" if seconds < 60 else format_seconds(seconds).replace(".0 ", " ")
 
 
@@ -86,17 +91,25 @@ def resources(runs: pd.DataFrame, stem: str | os.PathLike[str] | None = None) ->
     """
     table = tidy.prepare_runs(runs, list(RESOURCES))
     table = table[~table["status"].isin(["missing", "not_applicable"])]
-    shown = [name for name in RESOURCES if (table[name] > 0).any()]
+    timed = ["seconds", "cpu_seconds"]
+    # Memory of a device that no run used is 0 everywhere: no panel.
+    shown = [
+        name
+        for name in RESOURCES
+        if (table[name].notna() if name in timed else table[name] > 0).any()
+    ]
     long = table.melt(
         [*tidy.ROW, "seed", "label", "role", "uses", "status"],
         value_vars=shown,
         var_name="resource",
         value_name="value",
     )
-    long = long[long["value"] > 0]  # a log axis has no place for zero, and no run is free
+    long = long[(long["value"] > 0) | (long["resource"].isin(timed) & (long["value"] == 0))]
+    # A log axis has no place for zero: what took no measurable time is drawn at a millisecond.
+    long["drawn"] = long["value"].where(long["value"] > 0, LEAST_SECONDS)
     check_not_empty(long, "the table of runs (seconds, memory)")
     finished = long[long["status"] == "ok"]
-    medians = finished.groupby([*tidy.ROW, "resource"])["value"].median().rename("median")
+    medians = finished.groupby([*tidy.ROW, "resource"])["drawn"].median().rename("median")
     long = long.merge(medians.reset_index(), on=[*tidy.ROW, "resource"], how="left")
     panels = tidy.facets(long)
     keys = method_keys(tidy.method_rows(table))
@@ -118,8 +131,10 @@ def resources(runs: pd.DataFrame, stem: str | os.PathLike[str] | None = None) ->
             for place, rows in methods.items()
         }
         note = "Points: runs. Bar: median of the finished ones. Crosses: runs that did not finish."
+        if (long["value"] == 0).any():
+            note += " Runs too short to be timed are drawn at 1 ms."
         sheet = Sheet(width, sum(heights.values()) + paragraph_height(note, width - 4) + 2)
-        limits = {name: _log_limits(long.loc[long["resource"] == name, "value"]) for name in shown}
+        limits = {name: _log_limits(long.loc[long["resource"] == name, "drawn"]) for name in shown}
         y = 0.0
         for dataset, condition, title in panels:
             place = (dataset, condition)
@@ -144,7 +159,7 @@ def resources(runs: pd.DataFrame, stem: str | os.PathLike[str] | None = None) ->
 
 
 def _by_time(runs: pd.DataFrame) -> pd.DataFrame:
-    times = runs[runs["resource"] == "seconds"].groupby("method_id")["value"].median()
+    times = runs[runs["resource"] == "seconds"].groupby("method_id")["drawn"].median()
     return tidy.method_rows(runs, -times)
 
 
@@ -155,9 +170,28 @@ def _log_limits(values: pd.Series) -> tuple[float, float]:
 
 # Ticks that people read at a glance, coarse to fine.
 _SECONDS = (
-    (0.01, 1, 60, 3600),
-    (0.1, 1, 10, 60, 600, 3600, 36_000),
-    (0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10_800, 36_000, 108_000),
+    (0.001, 1, 60, 3600),
+    (0.001, 0.01, 0.1, 1, 10, 60, 600, 3600, 36_000),
+    (
+        0.001,
+        0.003,
+        0.01,
+        0.03,
+        0.1,
+        0.3,
+        1,
+        3,
+        10,
+        30,
+        60,
+        180,
+        600,
+        1800,
+        3600,
+        10_800,
+        36_000,
+        108_000,
+    ),
 )
 _MIB = (
     tuple(1024.0**power for power in range(3)),
@@ -223,9 +257,9 @@ def _draw_runs(
         heights = at + seed_offsets(len(own), 0.22)
         done = (own["status"] == "ok").to_numpy()
         color = keys[method].color
-        axes.scatter(own["value"][done], heights[done], s=7, c=color, lw=0.25, ec=INK, zorder=3)
+        axes.scatter(own["drawn"][done], heights[done], s=7, c=color, lw=0.25, ec=INK, zorder=3)
         axes.scatter(
-            own["value"][~done], heights[~done], s=9, c=color, marker="x", lw=0.9, zorder=3
+            own["drawn"][~done], heights[~done], s=9, c=color, marker="x", lw=0.9, zorder=3
         )
         median = own["median"].iloc[0] if len(own) else math.nan
         if not math.isnan(median):

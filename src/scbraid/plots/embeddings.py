@@ -121,7 +121,10 @@ def umap_coordinates(embedding: np.ndarray, seed: int = UMAP_SEED) -> np.ndarray
     usable = np.isfinite(embedding).all(axis=1)
     n = int(usable.sum())
     if n < LEAST_CELLS:
-        msg = f"a UMAP needs at least {LEAST_CELLS} cells without missing values. Got {n} of {len(embedding)}"
+        msg = (
+            f"a UMAP needs at least {LEAST_CELLS} cells without missing values. "
+            f"Got {n} of {len(embedding)}"
+        )
         raise DataError(msg)
     X = np.ascontiguousarray(embedding[usable], dtype=np.float32)
     k = min(N_NEIGHBORS, n - 1)

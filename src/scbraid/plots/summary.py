@@ -52,7 +52,9 @@ _LABEL_MAX, _SEEDS, _GAP, _CELL_MIN, _CELL_MAX = 38.0, 8.0, 2.0, 8.3, 16.0
 
 
 def format_seconds(seconds: float) -> str:
-    """Seconds as ``0.8 s``, ``42 s``, ``3.2 min`` or ``5.1 h``."""
+    """Seconds as ``4 ms``, ``0.8 s``, ``42 s``, ``3.2 min`` or ``5.1 h``."""
+    if seconds < 0.095:
+        return f"{1000 * seconds:.0f} ms" if seconds >= 0.001 else "<1 ms"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if seconds < 99.5:

@@ -93,9 +93,8 @@ def render(context: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["link"] = safe_link
+    environment.filters["linked"] = linked
     environment.filters["slug"] = breakable
-    environment.tests["link"] = lambda text: safe_link(text) != ""
     return environment.get_template("report.html").render(context)
 
 
@@ -107,14 +106,23 @@ def breakable(text: Any) -> Any:
     return Markup("<wbr>").join(escape(part) for part in parts)
 
 
-def safe_link(text: Any) -> str:
-    """Return the address that a text may link to, if it is http(s) or a DOI; else empty."""
-    words = str(text or "").strip()
-    if re.fullmatch(r"https?://[^\s\"'<>]+", words):
-        return words
-    if re.fullmatch(r"(doi:)?10\.\d{4,9}/[^\s\"'<>]+", words):
-        return f"https://doi.org/{words.removeprefix('doi:')}"
-    return ""
+# Web addresses and DOIs in running text; nothing else becomes a link.
+_ADDRESS = re.compile(r"https?://[^\s\"'<>]+|\b10\.\d{4,9}/[^\s\"'<>]+")
+
+
+def linked(text: Any) -> Any:
+    """Escape a text and make links of the http(s) addresses and DOIs in it."""
+    from markupsafe import Markup, escape
+
+    words = str(text)
+    parts, end = [], 0
+    for match in _ADDRESS.finditer(words):
+        shown = match[0].rstrip(".,;:)]")
+        target = shown if shown.startswith("http") else f"https://doi.org/{shown}"
+        parts.append(escape(words[end : match.start()]))
+        parts.append(Markup('<a href="{}" rel="noreferrer">{}</a>').format(target, shown))
+        end = match.start() + len(shown)
+    return Markup("").join([*parts, escape(words[end:])])
 
 
 def _context(
@@ -246,16 +254,16 @@ _CARD_FIELDS = (
 
 def _dataset_card(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     fields = [
-        {"label": label, "text": str(facts[key]), "link": safe_link(facts[key])}
+        {"label": label, "text": str(facts[key])}
         for key, label in _CARD_FIELDS
         if facts.get(key) not in (None, "", {}, [])
     ]
     if facts.get("paired") is not None:
         words = "yes" if facts["paired"] else "no"
-        fields.append({"label": "Layers measured in the same cells", "text": words, "link": ""})
+        fields.append({"label": "Layers measured in the same cells", "text": words})
     if facts.get("verified") is not None:
         words = "yes" if facts["verified"] else "no"
-        fields.append({"label": "Files verified with this version", "text": words, "link": ""})
+        fields.append({"label": "Files verified with this version", "text": words})
     shapes = facts.get("shapes") or {}
     layers = [
         {"name": layer, "cells": f"{cells:,}", "features": f"{features:,}"}
@@ -268,7 +276,6 @@ def _dataset_card(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
             "name": str(file),
             "sha256": str(digest),
             "source": str((sources or {}).get(file, "")),
-            "link": safe_link((sources or {}).get(file, "")),
         }
         for file, digest in dict(checksums).items()
     ]

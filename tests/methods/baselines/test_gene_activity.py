@@ -28,9 +28,7 @@ def graph() -> Guidance:
     rng = np.random.default_rng(1)
     peak_source = rng.integers(N_GENES - 1, size=20)
     source = np.r_[np.arange(N_GENES - 1), peak_source, np.arange(N_GENES)]
-    target = np.r_[
-        N_GENES + rng.integers(N_PEAKS, size=26), N_GENES + N_PEAKS + np.arange(N_MET)
-    ]
+    target = np.r_[N_GENES + rng.integers(N_PEAKS, size=26), N_GENES + N_PEAKS + np.arange(N_MET)]
     n = len(source)
     sign = np.r_[rng.choice([-1, 1], 26, p=[0.2, 0.8]), -np.ones(N_MET)]
     variable = np.ones(N_GENES + N_PEAKS + N_MET, bool)
@@ -93,7 +91,9 @@ def brute_force(data: Layers, graph: Guidance) -> dict[str, np.ndarray]:
                 i, j = graph.source[e], graph.target[e]
                 if graph.kind[e] == "fwd" and graph.layer[j] == name:
                     activity[:, i] += (
-                        graph.sign[e] * float(graph.weight[e]) * values[:, position[graph.features[j]]]
+                        graph.sign[e]
+                        * float(graph.weight[e])
+                        * values[:, position[graph.features[j]]]
                     )
         if name != "met":
             total = np.abs(activity).sum(1, keepdims=True)
@@ -162,7 +162,9 @@ def test_features_that_the_input_lacks_are_refused(data, graph, name, first):
     data.layers[name] = Layer(
         name, sp.csr_matrix(layer.counts[:, keep]), layer.cells, layer.features[keep]
     )
-    with pytest.raises(DataError, match=f"names 1 {name} features that the input lacks .*'{first}'"):
+    with pytest.raises(
+        DataError, match=f"names 1 {name} features that the input lacks .*'{first}'"
+    ):
         gene_activity(data, graph)
 
 

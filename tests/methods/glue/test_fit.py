@@ -161,9 +161,7 @@ def test_pairing_helps(prepared):
     case = prepared(task="paired", n_cells=160)
     options = {**SHORT, "duration": 0.03, "preset": "no_pretrain"}
     plain = foscttm(*case.pairs(run(case, "glue", **options).embeddings))
-    paired = foscttm(
-        *case.pairs(run(case, "glue_paired", **options, lam_cosine=0.5).embeddings)
-    )
+    paired = foscttm(*case.pairs(run(case, "glue_paired", **options, lam_cosine=0.5).embeddings))
     assert paired < plain - 0.03
 
 

@@ -77,9 +77,7 @@ def test_only_highly_variable_features_are_used_in_vertex_order(data):
     rna, atac = inputs.layers
     assert rna.features.tolist() == ["rna_0", "rna_1", "rna_2", "rna_3"]
     assert atac.features.tolist() == [f"atac_{i}" for i in range(5)]
-    np.testing.assert_array_equal(
-        atac.values.toarray(), data["atac"].counts[:, :5].toarray()
-    )
+    np.testing.assert_array_equal(atac.values.toarray(), data["atac"].counts[:, :5].toarray())
     assert rna.vertices.tolist() == [0, 1, 2, 3]
     assert atac.vertices.tolist() == [4, 5, 6, 7, 8]
     assert inputs.graph.n_vertices == 9
@@ -250,7 +248,9 @@ def test_method_needs_a_graph_and_two_layers(data, method):
 
 
 def test_paired_glue_does_not_apply_to_unpaired_data(data):
-    with pytest.raises(NotApplicable, match="glue_paired needs hybrid or paired data; got unpaired"):
+    with pytest.raises(
+        NotApplicable, match="glue_paired needs hybrid or paired data; got unpaired"
+    ):
         PairedGlueMethod.check_applicable(data)
     GlueMethod.check_applicable(data)
     data.paired = True

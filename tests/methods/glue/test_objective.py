@@ -70,8 +70,12 @@ def make_inputs(names=("rna", "atac"), *, n_batches=1, use_rep=True, paired=Fals
     graph = SignedGraph(
         source=np.concatenate([source, target, loops]),
         target=np.concatenate([target, source, loops]),
-        sign=np.concatenate([np.tile(rng.choice([-1, 1], n_edges), 2), np.ones(first)]).astype("f4"),
-        weight=np.concatenate([np.tile(rng.uniform(0.1, 1, n_edges), 2), np.ones(first)]).astype("f4"),
+        sign=np.concatenate([np.tile(rng.choice([-1, 1], n_edges), 2), np.ones(first)]).astype(
+            "f4"
+        ),
+        weight=np.concatenate([np.tile(rng.uniform(0.1, 1, n_edges), 2), np.ones(first)]).astype(
+            "f4"
+        ),
         n_vertices=first,
     )
     return GlueInputs(layers, graph, cells)
@@ -300,9 +304,7 @@ class Problem:
         if self.tau > 0:
             u = u + self.tau * config.noise * u.std(0, ddof=1)
         if self.shared is not None:
-            codes = np.concatenate(
-                [layer.batch[self.rows[:, k]] for k, layer in enumerate(layers)]
-            )
+            codes = np.concatenate([layer.batch[self.rows[:, k]] for k, layer in enumerate(layers)])
             u = np.concatenate([u, np.eye(self.shared)[codes]], axis=1)
         origin = np.repeat(np.arange(n_layers), len(self.rows))
         probability = softmax(self.discriminator(u), axis=1)[np.arange(len(u)), origin]
@@ -421,9 +423,7 @@ def test_noise_has_one_and_a_half_standard_deviations_of_the_concatenated_means(
     for _ in range(200):
         problem.found()
     noise = torch.stack(eye.seen).numpy() - u
-    np.testing.assert_allclose(
-        noise.std((0, 1)), tau * 1.5 * u.std(0, ddof=1), rtol=0.05
-    )
+    np.testing.assert_allclose(noise.std((0, 1)), tau * 1.5 * u.std(0, ddof=1), rtol=0.05)
     np.testing.assert_allclose(noise.mean((0, 1)) / noise.std((0, 1)), 0, atol=0.05)
     # Independent between cells.
     flat = noise[:, :, 0]
@@ -445,10 +445,7 @@ def test_shared_batches_reach_the_discriminator_as_one_hot():
     eye = problem.network.discriminator = Eye(2)
     problem.found()
     codes = np.concatenate(
-        [
-            layer.batch[problem.rows[:, k]]
-            for k, layer in enumerate(problem.inputs.layers)
-        ]
+        [layer.batch[problem.rows[:, k]] for k, layer in enumerate(problem.inputs.layers)]
     )
     np.testing.assert_array_equal(eye.seen[0][:, 4:], np.eye(3)[codes])
 
@@ -529,9 +526,7 @@ def test_an_iteration_steps_each_optimiser_once_adversary_first(monkeypatch):
     order = []
     for name, optimizer in zip(("generator", "adversary"), problem.task.optimizers, strict=True):
         original = optimizer.step
-        monkeypatch.setattr(
-            optimizer, "step", lambda o=original, n=name: (order.append(n), o())[1]
-        )
+        monkeypatch.setattr(optimizer, "step", lambda o=original, n=name: (order.append(n), o())[1])
     step(problem)
     assert order == ["adversary", "generator"]
 
@@ -565,7 +560,9 @@ def test_decoders_and_vertex_table_start_at_zero():
     network = fresh(inputs, GlueConfig(latent_dim=4, hidden_dim=6), None, 0)
     state = network.state_dict()
     zero = [name for name in state if name.startswith("decoders") or name.endswith("table")]
-    assert len(zero) == 1 + 3 + 4  # table; nb: scale, bias, dispersion; ziln: scale, bias, std, logit
+    assert (
+        len(zero) == 1 + 3 + 4
+    )  # table; nb: scale, bias, dispersion; ziln: scale, bias, std, logit
     assert all(not state[name].any() for name in zero)
     assert state["decoders.rna.bias"].shape == (2, SIZES["rna"])
 

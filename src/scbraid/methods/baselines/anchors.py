@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from scbraid.data.layers import Layer, Layers
-from scbraid.errors import DataError, NotApplicable
+from scbraid.data.layers import Layers
+from scbraid.errors import NotApplicable
 from scbraid.guidance.graph import Guidance
 from scbraid.methods.base import Method, MethodInfo, MethodResult, Truth
 from scbraid.methods.config import MethodConfig, option
@@ -89,13 +89,13 @@ class TrueEmbedding(Method):
         names = table["cell_type"].astype(object).where(table["cell_type"].notna(), "")
         codes, _ = pd.factorize(names)
         types = np.eye(codes.max() + 1)[codes] * self.config.separation / np.sqrt(2)
-        position = self._positions(data, table)
+        position = self._positions(data, truth)
         embedding = np.concatenate([types, position], axis=1)
         return MethodResult(
-            {name: embedding[_rows(table, name, layer)] for name, layer in data.layers.items()}
+            {name: embedding[truth.rows(layer)] for name, layer in data.layers.items()}
         )
 
-    def _positions(self, data: Layers, table: pd.DataFrame) -> np.ndarray:
+    def _positions(self, data: Layers, truth: Truth) -> np.ndarray:
         """Where a cell lies within its type: what all of its layers show, the same for partners.
 
         Returns
@@ -103,34 +103,20 @@ class TrueEmbedding(Method):
         numpy.ndarray
             (n_rows of the table, within_dim times the number of layers), unit variance in all.
         """
-        pair = table["pair"].to_numpy()
+        pair = truth.table["pair"].to_numpy()
         # Unpaired cells get a pair number of their own, so that one table serves both.
         single = pair.max(initial=-1) + 1 + np.arange(len(pair))
         _, identity = np.unique(np.where(pair < 0, single, pair), return_inverse=True)
         width = self.config.within_dim
         rng = np.random.default_rng(0)
         parts = []
-        for name, layer in data.layers.items():
+        for layer in data.layers.values():
             rep = next(iter(layer.reps.values()), None)
             seen = rng.standard_normal((layer.n_cells, width)) if rep is None else rep[:, :width]
             seen = seen - seen.mean(0)
             part = np.zeros((identity.max() + 1, seen.shape[1]))
-            part[identity[_rows(table, name, layer)]] = seen / np.sqrt(
+            part[identity[truth.rows(layer)]] = seen / np.sqrt(
                 (seen**2).sum(1).mean() * len(data.layers)
             )
             parts.append(part)
         return np.concatenate(parts, axis=1)[identity]
-
-
-def _rows(table: pd.DataFrame, name: str, layer: Layer) -> np.ndarray:
-    """Rows of a layer's cells in the truth table, (n_cells,)."""
-    own = np.flatnonzero((table["modality"] == name).to_numpy())
-    found = pd.Index(table["cell"].to_numpy()[own]).get_indexer(layer.cells)
-    absent = layer.cells[found < 0]
-    if len(absent):
-        msg = (
-            f"the truth table lacks {len(absent):,} of {layer.n_cells:,} {name} cells (first: "
-            f"{str(absent[0])!r}); give the truth that was written with this input"
-        )
-        raise DataError(msg)
-    return own[found]

@@ -56,7 +56,7 @@ class GlueConfig(MethodConfig):
     )
     fine_tune_seed_offset: int = option(1, "seed of the second stage minus that of the first")
     duration: float = option(
-        1.0, "length of the automatic schedule; 1 is 24,000 steps a stage at most", gt=0
+        0.2, "length of the automatic schedule; 1 is 24,000 steps a stage at most", gt=0
     )
     max_epochs: int | None = option(None, "epochs a stage at most; automatic when None", ge=1)
 

@@ -187,6 +187,13 @@ def _make_layer(
             )  # fmt: skip
     batch, batches = np.zeros(layer.n_cells, np.int64), ["all"]
     if config.use_batch and layer.batch is not None:
+        n_missing = int((layer.batch == "").sum())
+        if n_missing:
+            msg = (
+                f"layer {name!r} has {n_missing:,} cells without batch; fill its obs column "
+                "'batch', or set use_batch=false"
+            )
+            raise DataError(msg)
         batches, batch = _encode(layer.batch)
     return GlueLayer(name, values, features, vertices, rep, likelihood, batch, batches, layer.cells)
 

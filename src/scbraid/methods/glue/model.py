@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,8 @@ import torch
 
 from scbraid._version import __version__
 from scbraid.data.layers import Layer, Layers
-from scbraid.errors import ConfigError, DataError
-from scbraid.files import atomic_path
+from scbraid.errors import ConfigError, DataError, UnknownNameError
+from scbraid.files import atomic_path, read_json
 from scbraid.guidance.graph import Guidance
 from scbraid.methods.base import DEFAULT_PRESET
 from scbraid.methods.glue.config import GlueConfig
@@ -23,11 +24,13 @@ from scbraid.methods.glue.fit import count_shared_batches, fit_glue
 from scbraid.methods.glue.inputs import DEFAULT_REP, GlueInputs, make_inputs
 from scbraid.methods.glue.method import GlueMethod
 from scbraid.methods.glue.network import Embedding, GlueNetwork, LayerData, encode
+from scbraid.registry import near_miss
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
+_FORMAT = "scbraid.glue/1"
 _MODEL_FILE = "model.json"
 _WEIGHTS_FILE = "weights.npz"
 _GUIDANCE_FILE = "guidance.npz"
@@ -105,7 +108,7 @@ class Glue:
         }
         self._anndata = _by_layer(data)
         self._inputs: GlueInputs = make_inputs(
-            _as_layers(self._anndata, **self._settings),
+            _as_layers(self._anndata, use_rep=self.config.use_rep, **self._settings),
             guidance,
             self.config,
             paired=paired,
@@ -150,11 +153,15 @@ class Glue:
             (n_cells, latent_dim) float32 in the order of the data; a dict by layer for None.
         """
         cells = self._trained().cells
-        return dict(cells) if layer is None else cells[layer]
+        if layer is None:
+            return dict(cells)
+        self._check_layer(layer)
+        return cells[layer]
 
     def get_feature_embedding(self, layer: str) -> pd.DataFrame:
         """Posterior means of a layer's used features, (n_features, latent_dim), by name."""
         embedding = self._trained()
+        self._check_layer(layer)
         used = next(part for part in self._inputs.layers if part.name == layer)
         return pd.DataFrame(embedding.features[used.vertices], index=used.features)
 
@@ -172,7 +179,7 @@ class Glue:
         with atomic_path(folder / _WEIGHTS_FILE) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)
         description = {
-            "format": "scbraid.glue/1",
+            "format": _FORMAT,
             "scbraid": __version__,
             "config": self.config.as_dict(),
             "seed": self.seed,
@@ -194,14 +201,18 @@ class Glue:
         Raises
         ------
         DataError
-            When the folder holds no model, or the data lack features or batches of it.
+            When the folder holds no model or a damaged one, or the data lack features or batches
+            of it or have encoder inputs of another width.
         """
         folder = Path(path)
         file = folder / _MODEL_FILE
         if not file.is_file():
             msg = f"{folder} holds no saved model: {_MODEL_FILE} is missing"
             raise DataError(msg)
-        stated = json.loads(file.read_text("utf-8"))
+        stated = read_json(file)
+        if stated.get("format") != _FORMAT:
+            msg = f"{file} has the format {stated.get('format')!r}; expected {_FORMAT!r}"
+            raise DataError(msg)
         model = cls(
             data,
             Guidance.load(folder / _GUIDANCE_FILE),
@@ -223,14 +234,17 @@ class Glue:
         network = GlueNetwork(
             model._inputs, model.config, [part.input_dim for part in layers], shared
         )
-        with np.load(folder / _WEIGHTS_FILE, allow_pickle=False) as arrays:
-            network.load_state_dict({name: torch.from_numpy(arrays[name]) for name in arrays.files})
+        _load_weights(folder / _WEIGHTS_FILE, network)
         network.eval()
         model._network = network
         model._embedding = encode(network, layers)
         model.details = stated["details"]
         model._annotate()
         return model
+
+    def _check_layer(self, layer: str) -> None:
+        if layer not in self._anndata:
+            raise UnknownNameError(near_miss(layer, self._anndata, "layer"))
 
     def _trained(self) -> Embedding:
         if self._embedding is None:
@@ -249,19 +263,46 @@ class Glue:
             adata.varm[OBSM_KEY] = features
 
 
+def _load_weights(file: Path, network: GlueNetwork) -> None:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            state = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        msg = f"{file} cannot be read as plain arrays ({error}); save the model again"
+        raise DataError(msg) from error
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    for name in expected | state:
+        found = tuple(state[name].shape) if name in state else "absent"
+        wanted = expected.get(name, "absent")
+        if found != wanted:
+            msg = (
+                f"{file}: {name} is {found}, the data and options need {wanted}; "
+                "give data with encoder inputs of the width that the model was trained on"
+            )
+            raise DataError(msg)
+    network.load_state_dict(state)
+
+
 def _by_layer(data: MuData | Mapping[str, AnnData]) -> dict[str, AnnData]:
-    modalities = getattr(data, "mod", data)
-    return dict(modalities.items())
+    modalities = dict(getattr(data, "mod", data).items())
+    if len(modalities) < 2:
+        msg = f"Glue needs at least two layers; got {', '.join(modalities) or 'none'}"
+        raise DataError(msg)
+    return modalities
 
 
 def _as_layers(
     anndata: Mapping[str, AnnData],
     *,
+    use_rep: bool,
     batch_key: str | None,
     reps: Mapping[str, str],
     likelihoods: Mapping[str, str],
     layer: str | None,
 ) -> Layers:
+    for name in (*reps, *likelihoods):
+        if name not in anndata:
+            raise UnknownNameError(near_miss(name, anndata, "layer in reps or likelihoods"))
     layers, stated = {}, {}
     for name, adata in anndata.items():
         for what, names in (("obs_names", adata.obs_names), ("var_names", adata.var_names)):
@@ -272,11 +313,22 @@ def _as_layers(
         if batch_key is not None and batch_key not in adata.obs:
             msg = f"layer {name!r} has no obs column {batch_key!r} (batch_key)"
             raise DataError(msg)
+        if batch_key is not None and adata.obs[batch_key].isna().any():
+            n_missing = int(adata.obs[batch_key].isna().sum())
+            msg = f"layer {name!r}: obs column {batch_key!r} is missing in {n_missing:,} cells"
+            raise DataError(msg)
         if layer is not None and layer not in adata.layers:
             msg = f"layer {name!r} has no .layers[{layer!r}]"
             raise DataError(msg)
         counts = adata.X if layer is None else adata.layers[layer]
         rep = reps.get(name, DEFAULT_REP.get(name, "X_pca"))
+        if use_rep and rep not in adata.obsm:
+            found = ", ".join(adata.obsm) or "none"
+            msg = (
+                f"layer {name!r} has no obsm {rep!r} (found: {found}); name another one by "
+                f"reps={{{name!r}: ...}}, or encode the features themselves with use_rep=False"
+            )
+            raise DataError(msg)
         stated[name] = {"rep": rep}
         if name in likelihoods:
             stated[name]["likelihood"] = likelihoods[name]

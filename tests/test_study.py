@@ -163,6 +163,7 @@ def test_limits_of_a_method_deviate_where_they_say_so() -> None:
         ({"seeds": []}, ConfigError, "one.yaml: seeds: List should have at least 1 item"),
         ({"seeds": [1, 1]}, ConfigError, "seeds: 1 stands twice"),
         ({"seeds": [-1]}, ConfigError, "one.yaml: seeds.0:"),
+        ({"minmax": "none.tsv"}, ConfigError, "one.yaml: minmax: there is no file none.tsv"),
         ({"datasets": ["far"]}, ConfigError, "data set 'far' cannot be had: "),
     ],
 )

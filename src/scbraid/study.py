@@ -245,6 +245,10 @@ class Study(_Strict):
     """Metrics of the study's table, in this order; all that apply when left out."""
     figures: list[str] = []
     """Kinds of figure to draw."""
+    minmax: str | None = None
+    """Frozen table of ranges (`scores/<study>.minmax.tsv` of an earlier run) that aggregate scores
+    are scaled by, so that they do not depend on the methods beside; the study's own ranges when
+    left out."""
 
     @field_validator("datasets", "seeds", "metrics", "figures")
     @classmethod
@@ -447,6 +451,9 @@ def plan_study(study: Study, path: Path, datasets: Datasets, catalogue: Catalogu
     for method in methods:
         with _noting(path, f"methods: {method}"):
             catalogue.check_method(method)
+    if study.minmax is not None and not Path(study.minmax).is_file():
+        msg = f"{path}: minmax: there is no file {study.minmax} (paths start at {Path.cwd()})"
+        raise ConfigError(msg)
     for kind, names, known in (
         ("metric", study.metrics or (), catalogue.metrics),
         ("figure", study.figures, catalogue.figures),

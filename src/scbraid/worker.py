@@ -31,7 +31,7 @@ from scbraid.runner import (
     memory_mib,
 )
 
-# Columns of the truth that no cell has for itself: pseudotime, for one, would tell partners.
+# What methods that use labels are shown. No pseudotime: a value of the cell's own tells partners.
 LABEL_COLUMNS = ("cell_type", "subtype", "lineage", "scored")
 # What torch says when an allocation fails, on a GPU and on a CPU.
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")

@@ -73,7 +73,7 @@ def test_unknown_option_offers_the_near_miss():
 
 
 def test_construction_checks_too():
-    with pytest.raises(ConfigError, match="Toy.width is '5'; expected int"):
+    with pytest.raises(ConfigError, match=r"Toy.width is '5'; expected int"):
         Toy(width="5")
 
 

@@ -17,7 +17,7 @@ EPS = 1e-7
 
 
 def problem(n_cells: int = 7, n_features: int = 11, width: int = 3, seed: int = 0):
-    """Embeddings, weights, biases, log dispersions and counts with an empty cell and large values."""
+    """Embeddings, weights, biases, log dispersions and counts (an empty cell, large values)."""
     rng = np.random.default_rng(seed)
     u = rng.normal(size=(n_cells, width))
     weight = rng.normal(size=(n_features, width))

@@ -86,7 +86,7 @@ def test_a_figure_with_nothing_to_show_says_so_and_stops_nothing(
     boxes = text_boxes(drawing.figure)
     assert boxes.overlaps() == []
     assert boxes.outside() == []
-    assert drawing.table["panel"].tolist() == ["nothing to draw"]
+    assert drawing.table["panel"].tolist() == [FIGURES[kind].title]
     assert reason in drawing.table["reason"].iloc[0]
     assert {file.suffix for file in (tmp_path / "out").iterdir()} == {".pdf", ".png", ".tsv"}
 

@@ -627,7 +627,7 @@ def strangers(layers):
         (None, kind_of("rna", kind="cuonts"), {}, "unknown kind 'cuonts'; did you mean 'counts'"),
         (None, kind_of("rna", likelihood="nbb"), {}, "did you mean 'nb'"),
         (negate, kind_of("rna", kind="normalised", likelihood="ziln"), {}, "'ziln' needs values"),
-        (name_twice, META, {}, r"names 1 features twice \(first: 'Gene1'\)"),
+        (name_twice, META, {}, r"1 repeated var names \(first: 'Gene1'\)"),
         (drop_batch_of_some, META, {"use_batch": True}, "has 5 cells without batch"),
         (no_batch, META, {"use_batch": True}, "no layer has an obs column 'batch'"),
         (text_scored, META, {}, "obs column 'scored' is (object|category); expected true or false"),

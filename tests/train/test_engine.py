@@ -92,9 +92,8 @@ def expected_course(losses, *, patience, reduce_lr_patience, warmup=0, restore="
             drops.append(epoch)
     kept = sorted(eligible)[:3]
     if not kept:
-        restored = last
-    else:
-        restored = max(e for _, e in kept) if restore == "latest" else kept[0][1]
+        return drops, last, last, stopped
+    restored = max(e for _, e in kept) if restore == "latest" else kept[0][1]
     return drops, last, restored, stopped
 
 

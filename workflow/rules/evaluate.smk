@@ -27,7 +27,8 @@ rule evaluate:
 
 rule collect:
     input:
-        lambda wildcards: row_files(wildcards.study, "scores.parquet"),
+        scores=lambda wildcards: row_files(wildcards.study, "scores.parquet"),
+        minmax=lambda wildcards: PLAN.studies[wildcards.study].study.minmax or [],
     output:
         scores="<results>/scores/{study}.tsv",
         minmax="<results>/scores/{study}.minmax.tsv",

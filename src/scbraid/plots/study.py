@@ -64,13 +64,14 @@ def draw_study_figure(
     from scbraid.plots import tidy
 
     table = tidy.read_table(scores) if isinstance(scores, (str, Path)) else scores
-    from scbraid.plots.style import NothingToDraw, placeholder
+    from scbraid.plots.missing import missing_figure
+    from scbraid.plots.style import NothingToDraw
 
     try:
         return _draw(kind, stem, table, Path(results), [Path(run) for run in runs], metrics)
     except NothingToDraw as nothing:
         logger.warning("%s: %s", kind, nothing)
-        return placeholder(FIGURES[kind].title, f"Nothing to show: {nothing}.", stem)
+        return missing_figure(FIGURES[kind].title, str(nothing), stem)
     except DataError as error:
         error.add_note(f"while drawing the figure {kind!r}")
         raise

@@ -500,27 +500,6 @@ class NothingToDraw(DataError):  # noqa: N818 (not a failure: the figure is repl
     """The input is sound, but holds nothing that the figure could show; the message says why."""
 
 
-def placeholder(title: str, reason: str, stem: str | os.PathLike[str] | None = None) -> Drawing:
-    """Make a figure that says why there is nothing to see.
-
-    Parameters
-    ----------
-    title
-        What would be shown.
-    reason
-        Why it is not.
-    stem
-        Where to write pdf, png and tsv; nothing is written when None.
-    """
-    with style():
-        room = ONE_COLUMN_MM - 8
-        sheet = Sheet(ONE_COLUMN_MM, 12 + paragraph_height(reason, room, SIZE_TEXT))
-        sheet.text(4, 6, shorten(title, room, SIZE_TITLE, "bold"), size=SIZE_TITLE, weight="bold")
-        sheet.paragraph(4, 7.5, reason, room, size=SIZE_TEXT)
-        table = pd.DataFrame({"panel": ["nothing to draw"], "reason": [reason]})
-        return finish(sheet, table, stem)
-
-
 def check_not_empty(table: pd.DataFrame, what: str) -> None:
     """Refuse an empty table.
 

@@ -296,7 +296,6 @@ def _read(path: Path, wanted: Sequence[str] | None) -> tuple[list[_Part], bool, 
             group = file["mod"][layer.name] if "mod" in file else file
             obs = read_frame(group["obs"])
             kind, likelihood = _nature(layer, stated.get(layer.name, {}), path)
-            _check_names(layer, path)
             layer.features = _annotation(layer.features, f"{path}: layer {layer.name!r}")
             unknown_pair = np.full(layer.n_cells, -1, dtype=np.int64)
             parts.append(_Part(layer, obs, kind, likelihood, layer.cells, unknown_pair))
@@ -342,17 +341,6 @@ def _nature(layer: Layer, stated: Mapping[str, str], path: Path) -> tuple[str, s
         msg = f"{where} holds {values.min():g} in X; likelihood 'ziln' needs values of 0 or more"
         raise DataError(msg)
     return kind, likelihood
-
-
-def _check_names(layer: Layer, path: Path) -> None:
-    for what, names in (("cells", pd.Index(layer.cells)), ("features", layer.features.index)):
-        twice = names[names.duplicated()]
-        if len(twice):
-            msg = (
-                f"{path}: layer {layer.name!r} names {len(twice):,} {what} twice (first: "
-                f"{str(twice[0])!r}); names must be unique within a layer"
-            )
-            raise DataError(msg)
 
 
 def _annotation(features: pd.DataFrame, where: str) -> pd.DataFrame:

@@ -146,12 +146,12 @@ def test_raw_input_preset_encodes_the_features(prepared, quick):
 
 def test_paired_variant(prepared, quick):
     case = prepared(task="paired", n_cells=100)
-    result = run(case, "glue_paired", **quick)
+    result = run(case, "glue_paired", **quick, duration=1.0)
     assert {"joint_cross", "real_cross", "cosine"} <= set(result.history.columns)
     # A pair counts once: half the cells of the unpaired problem, so the stages are longer.
     steps = 100 * 0.9 / 32
     assert result.details["durations"]["burnin"] == math.ceil(8 / (0.002 * steps))
-    plain = run(case, "glue", **quick)
+    plain = run(case, "glue", **quick, duration=1.0)
     assert plain.details["durations"]["burnin"] == math.ceil(8 / (0.002 * 2 * steps))
     assert "cosine" not in plain.history.columns
 

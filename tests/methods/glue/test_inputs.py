@@ -232,7 +232,7 @@ def test_shared_batches_must_be_the_same_in_all_layers(data):
     data["rna"].batch = np.array(list("abababab"))
     data["atac"].batch = np.array(list("acacac"))
     inputs = make_inputs(data, guidance(), CONFIG)
-    with pytest.raises(DataError, match="needs the same batches in every layer; .*differ in b, c"):
+    with pytest.raises(DataError, match=r"needs the same batches in every layer; .*differ in b, c"):
         count_shared_batches(inputs)
 
 

@@ -15,17 +15,18 @@ from scbraid.methods.glue.config import PRESETS, GlueConfig, automatic_durations
     [(18_380, (31, 186, 16, 8)), (15_380, (37, 222, 19, 10))],
 )
 def test_durations_of_the_tutorials(n_cells, expected):
-    assert dataclasses.astuple(automatic_durations(n_cells, GlueConfig())) == expected
+    durations = automatic_durations(n_cells, GlueConfig.from_options({}, PRESETS["paper"]))
+    assert dataclasses.astuple(durations) == expected
 
 
 def test_large_data_have_the_floor_in_epochs():
-    durations = automatic_durations(10_000_000, GlueConfig())
+    durations = automatic_durations(10_000_000, GlueConfig(duration=1.0))
     assert dataclasses.astuple(durations) == (8, 48, 4, 2)
 
 
 @pytest.mark.parametrize("n_cells", [500, 3_000, 62_000])
 def test_durations_follow_rate_batch_and_split(n_cells):
-    config = GlueConfig(learning_rate=1e-3, batch_size=64, val_split=0.2)
+    config = GlueConfig(learning_rate=1e-3, batch_size=64, val_split=0.2, duration=1.0)
     steps = n_cells * 0.8 / 64
     expected = [max(math.ceil(p / (1e-3 * steps)), p) for p in (8, 48, 4, 2)]
     assert list(dataclasses.astuple(automatic_durations(n_cells, config))) == expected
@@ -34,7 +35,7 @@ def test_durations_follow_rate_batch_and_split(n_cells):
 def test_duration_scales_all_and_max_epochs_only_the_limit():
     half = automatic_durations(18_380, GlueConfig(duration=0.5))
     assert dataclasses.astuple(half) == (16, 93, 8, 4)
-    capped = automatic_durations(18_380, GlueConfig(max_epochs=3))
+    capped = automatic_durations(18_380, GlueConfig(duration=1.0, max_epochs=3))
     assert dataclasses.astuple(capped) == (31, 3, 16, 8)
 
 
@@ -62,6 +63,7 @@ def test_paper_preset_states_every_deliberate_choice():
     assert paper.fine_tune_seed_offset == 0
     assert (paper.discriminator_input, paper.noise) == ("mean", 1.5)
     assert (paper.balance_rule, paper.restore, paper.duration) == ("product", "latest", 1.0)
+    assert paper.decoder_start == "zero"
     assert GlueConfig().fine_tune_seed_offset == 1
 
 

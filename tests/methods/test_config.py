@@ -101,6 +101,7 @@ def test_description_is_complete_and_json():
         ({"learning_rate": 0}, "GlueConfig.learning_rate is 0.0; expected a value > 0"),
         ({"balance_rule": "sums"}, "did you mean 'sum'"),
         ({"restore": "last"}, "did you mean 'latest'"),
+        ({"pretrain": False}, "balance=true needs pretrain=true, which the weights come from; set"),
         ({"n_negatives": 0}, "GlueConfig.n_negatives is 0; expected a value >= 1"),
     ],
 )

@@ -36,7 +36,8 @@ def methods() -> Registry[type[Method]]:
     from scbraid.methods.glue.method import GlueMethod, PairedGlueMethod
 
     registry: Registry[type[Method]] = Registry("method")
-    for method in (GlueMethod, PairedGlueMethod, *BASELINES):
+    own: tuple[type[Method], ...] = (GlueMethod, PairedGlueMethod, *BASELINES)
+    for method in own:
         registry.register(method.info.name, method)
     for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         method = entry.load()

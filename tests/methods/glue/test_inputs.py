@@ -228,7 +228,15 @@ def test_edge_without_sign(data):
     refuse(data, guidance(weight=np.r_[1.5, np.ones(9)]), "guidance field 'weight' is wrong")
 
 
+def test_cells_without_batch(data):
+    data["rna"].batch = np.array(["a", "", "b", "", "a", "a", "b", "b"])
+    refuse(data, guidance(), "layer 'rna' has 2 cells without batch; fill its obs column 'batch', ")
+    assert make_inputs(data, guidance(), dataclasses.replace(CONFIG, use_batch=False))
+
+
 def test_shared_batches_must_be_the_same_in_all_layers(data):
+    with pytest.raises(DataError, match=r"needs at least two batches, and use_batch=true; .*'all'"):
+        count_shared_batches(make_inputs(data, guidance(), CONFIG))
     data["rna"].batch = np.array(list("abababab"))
     data["atac"].batch = np.array(list("acacac"))
     inputs = make_inputs(data, guidance(), CONFIG)

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+from scbraid.errors import ConfigError
 from scbraid.methods.config import MethodConfig, option
 
 
@@ -59,6 +60,15 @@ class GlueConfig(MethodConfig):
         0.2, "length of the automatic schedule; 1 is 24,000 steps a stage at most", gt=0
     )
     max_epochs: int | None = option(None, "epochs a stage at most; automatic when None", ge=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.balance and not self.pretrain:
+            msg = (
+                "balance=true needs pretrain=true, which the weights come from; "
+                "set balance=false as well, or use the preset 'no_pretrain'"
+            )
+            raise ConfigError(msg)
 
 
 # Behaviour of the version that the paper names for reproduction (v0.2.0).

@@ -79,7 +79,7 @@ def fit_glue(
             network.copy_matching(pretrained)
         elif config.decoder_start == "data":
             for layer in inputs.layers:
-                network.decoders[layer.name].start_from(layer.values, layer.batch)
+                network.decoder(layer.name).start_from(layer.values, layer.batch)
         network.to(where)
         task = GlueTask(
             network,
@@ -131,9 +131,15 @@ def count_shared_batches(inputs: GlueInputs) -> int:
     Raises
     ------
     DataError
-        When two layers do not have the same batches.
+        When there is only one batch, or two layers do not have the same ones.
     """
     first = inputs.layers[0]
+    if all(len(layer.batches) == 1 for layer in inputs.layers):
+        msg = (
+            "shared_batches=true needs at least two batches, and use_batch=true; the input has "
+            f"{', '.join(sorted({layer.batches[0] for layer in inputs.layers}))!r} alone"
+        )
+        raise DataError(msg)
     for layer in inputs.layers[1:]:
         if layer.batches != first.batches:
             only = sorted(set(layer.batches) ^ set(first.batches))
@@ -155,7 +161,7 @@ def _balance(
     embedding = encode(network, layers)
     embeddings = [embedding.cells[layer.name] for layer in inputs.layers]
     cluster = functools.partial(leiden_clusters, resolution=config.balance_resolution, seed=seed)
-    options = {
+    options: dict[str, Any] = {
         "cutoff": config.balance_cutoff,
         "power": config.balance_power,
         "rule": config.balance_rule,
@@ -163,7 +169,7 @@ def _balance(
     if config.shared_batches:
         batches = [layer.batch for layer in inputs.layers]
         return balance_within_batches(embeddings, batches, cluster, **options)
-    return balancing_weights(embeddings, cluster, **options)  # type: ignore[arg-type]
+    return balancing_weights(embeddings, cluster, **options)
 
 
 def leiden_clusters(

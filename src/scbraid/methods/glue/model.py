@@ -6,7 +6,7 @@ import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -95,12 +95,12 @@ class Glue:
         device: str = "auto",
         **options: Any,
     ) -> None:
-        self.config: GlueConfig = GlueMethod.configure(preset, options)
+        self.config = cast("GlueConfig", GlueMethod.configure(preset, options))
         self.guidance = guidance
         self.seed = seed
         self.device = device
         self.paired = paired
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "batch_key": batch_key,
             "reps": dict(reps or {}),
             "likelihoods": dict(likelihoods or {}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -195,6 +196,8 @@ class GlueNetwork(nn.Module):
         Batches that the discriminator is told, or None.
     """
 
+    graph_encoder: GraphEncoder
+
     def __init__(
         self,
         inputs: GlueInputs,
@@ -203,7 +206,7 @@ class GlueNetwork(nn.Module):
         shared_batches: int | None,
     ) -> None:
         super().__init__()
-        sizes = {
+        sizes: dict[str, Any] = {
             "hidden_dim": config.hidden_dim,
             "depth": config.hidden_depth,
             "dropout": config.dropout,
@@ -230,6 +233,10 @@ class GlueNetwork(nn.Module):
             self.register_buffer(
                 f"vertices_{layer.name}", torch.from_numpy(layer.vertices), persistent=False
             )
+
+    def decoder(self, layer: str) -> FeatureDecoder:
+        """Return the decoder of a layer."""
+        return cast("FeatureDecoder", self.decoders[layer])
 
     def vertices(self, layer: str) -> Tensor:
         """Positions of a layer's features among the vertices."""

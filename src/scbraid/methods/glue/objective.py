@@ -218,7 +218,7 @@ class GlueTask:
 
     def _nll(self, layer: _LayerBatch, u: Tensor, v: Tensor) -> Tensor:
         own = v[self.network.vertices(layer.data.name)]
-        return self.network.decoders[layer.data.name].nll(u, own, layer.observed, layer.batch)
+        return self.network.decoder(layer.data.name).nll(u, own, layer.observed, layer.batch)
 
     def _discriminate(self, batch: list[_LayerBatch], seen: list[Tensor], tau: float) -> Tensor:
         """Weighted cross-entropy of guessing the layer, mean over all cells of the step."""

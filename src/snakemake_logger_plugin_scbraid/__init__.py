@@ -1,7 +1,7 @@
 """Snakemake's log as one line a step: ``[12/41] integrate glue on demo, seed 1``.
 
-Used with ``snakemake --logger scbraid``. Everything that is not a step (warnings, errors, the end of
-a failed job's log) is passed on as Snakemake words it.
+Used with ``snakemake --logger scbraid``. What is not a step (warnings, errors, the log of a failed
+job) is passed on as Snakemake words it.
 """
 
 from __future__ import annotations

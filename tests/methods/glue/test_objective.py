@@ -540,6 +540,31 @@ def test_running_statistics_move_twice_an_iteration_and_not_in_validation():
     assert int(norm.num_batches_tracked) == 2
 
 
+def test_graph_epochs_start_afresh_with_every_data_epoch_and_when_used_up():
+    problem = Problem()
+    batch = problem.task.edges.edges
+    started = []
+
+    class Three:
+        def batches(self, device):
+            started.append(0)
+            for _ in range(3):
+                started[-1] += 1
+                yield batch
+
+    class Seven(FixedCells):
+        def epoch(self, split):
+            for _ in range(7):
+                yield from super().epoch(split)
+
+    problem.task.edges = Three()
+    problem.task.cells = Seven(problem.rows, problem.drawn)
+    problem.network.train()
+    for _ in range(2):
+        list(problem.task.train_steps(1))
+    assert started == [3, 3, 1, 3, 3, 1]
+
+
 def test_vae_is_what_the_engine_monitors():
     problem = Problem()
     assert problem.task.monitor == "vae"

@@ -38,9 +38,6 @@ class GlueMethod(Method):
         self, data: Layers, guidance: Guidance | None = None, truth: Truth | None = None
     ) -> MethodResult:
         """Train on the highly variable part of the graph and embed every cell and feature."""
-        from scbraid.methods.glue.fit import fit_glue
-        from scbraid.methods.glue.inputs import make_inputs
-
         name = self.info.name
         if guidance is None:
             msg = f"{name} needs a guidance graph; make one with `scbraid guidance`"
@@ -48,6 +45,9 @@ class GlueMethod(Method):
         if len(data.layers) < 2:
             msg = f"{name} needs at least two layers; got {', '.join(data.names)}"
             raise NotApplicable(msg)
+        from scbraid.methods.glue.fit import fit_glue
+        from scbraid.methods.glue.inputs import make_inputs
+
         inputs = make_inputs(data, guidance, self.config, paired=self.use_pairing)
         fitted = fit_glue(
             inputs, self.config, seed=self.seed, device=self.device, paired=self.use_pairing

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import logging
-import signal
 import os
 import signal
 import sys
@@ -42,7 +40,6 @@ _MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 def main(scratch: Path) -> None:
     """Run the request in the scratch folder and leave outcome.json and the products there."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    _end_with_parent()
     request = RunRequest(**read_json(scratch / "request.json"))
     method = methods()[request.method]
     try:
@@ -52,13 +49,6 @@ def main(scratch: Path) -> None:
     except Exception as error:  # noqa: BLE001 (any failure of a method is a result)
         outcome = _describe(error)
     write_json(scratch / "outcome.json", outcome)
-
-
-def _end_with_parent() -> None:
-    """Ask Linux to kill this process when its supervisor dies, even of SIGKILL."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _run(method: type[Method], request: RunRequest, scratch: Path) -> dict[str, Any]:

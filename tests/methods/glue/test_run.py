@@ -53,16 +53,11 @@ def test_a_run_leaves_embedding_features_history_and_status(prepared, quick, tmp
     assert status["device"] == "cpu"
     json.dumps(status)
 
-    # The same request in another process of the same machine gives the same bytes.
-    again = tmp_path / "again"
-    run_method(request(case, again, quick, seed=2))
-    for name in ("embedding.h5ad", "features.npz"):
-        assert (again / name).read_bytes() == (tmp_path / name).read_bytes(), name
 
-
-def test_without_guidance_it_does_not_apply(prepared, quick, tmp_path):
+@pytest.mark.slow
+def test_another_process_gives_the_same_bytes(prepared, quick, tmp_path):
     case = prepared(n_cells=100)
-    wanted = request(case, tmp_path, quick)
-    status = run_method(RunRequest(**{**wanted.__dict__, "guidance": None}))
-    assert status["status"] == "not_applicable"
-    assert status["reason"].startswith("glue needs a guidance graph; make one with")
+    for name in ("a", "b"):
+        run_method(request(case, tmp_path / name, quick, seed=2))
+    for file in ("embedding.h5ad", "features.npz"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file

@@ -5,8 +5,8 @@ the best method that sees no truth::
 
     python benchmarks/simulator_sensitivity.py [--seeds 1] [--cells 800] [--knob atac_depth ...]
 
-The overall score scales each metric between the random and the true embedding of the same data, so
-that rows do not depend on each other.
+The overall score scales each metric over the methods of one row, the random and the true embedding
+among them, so that rows do not depend on each other.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from scbraid.conditions import Condition
@@ -23,6 +22,8 @@ from scbraid.data.simulate import preset, simulate
 from scbraid.evaluate import evaluate
 from scbraid.guidance.build import build_guidance
 from scbraid.methods import methods
+from scbraid.metrics.aggregate import aggregate, minmax_table
+from scbraid.metrics.registry import AGGREGATES, METRICS
 from scbraid.prepare import prepare
 from scbraid.runner import RunRequest, run_method
 
@@ -37,13 +38,11 @@ KNOBS: dict[str, list[float]] = {
 }
 CELLS = [300, 2000]
 COMPETITORS = ("gene_activity_pca", "gene_activity_harmony", "cca")
-BIOLOGY = ("map", "cell_type_asw", "neighbor_conservation")
-MIXING = ("seurat_alignment", "omics_asw", "graph_connectivity")
-METRICS = ["foscttm", *BIOLOGY, *MIXING]
+AGGREGATED = [name for part in AGGREGATES for name, _ in part.parts if name in METRICS]
 
 
 def scores(folder: Path, settings: dict[str, float], n_cells: int, seed: int) -> pd.DataFrame:
-    """Raw metrics of every method on one simulated data set, methods by metrics."""
+    """FOSCTTM and overall score of every method on one simulated data set, methods by metrics."""
     config = preset("demo").replace(**settings)
     simulate(config, n_cells, seed, folder / "dataset.h5mu")
     condition = Condition.parse("unpaired")
@@ -52,7 +51,7 @@ def scores(folder: Path, settings: dict[str, float], n_cells: int, seed: int) ->
     arguments = condition.data.arguments()
     prepare(folder / "dataset.h5mu", source, truth, name="demo", seed=seed, **arguments)
     build_guidance(source, **condition.guidance.arguments()).save(guidance)
-    rows = {}
+    parts = []
     for method in ("glue", *COMPETITORS, "random", "truth"):
         sees_labels = "labels" in methods()[method].info.uses
         status = run_method(
@@ -68,18 +67,11 @@ def scores(folder: Path, settings: dict[str, float], n_cells: int, seed: int) ->
         )
         if status["status"] != "ok":
             raise SystemExit(f"{method}: {status['status']}: {status['reason']}")
-        table = evaluate(folder / method, truth, source, guidance, metrics=METRICS)
-        rows[method] = table.set_index("metric")["value"]
-    return pd.DataFrame(rows).T[METRICS].astype(float)
-
-
-def overall(table: pd.DataFrame) -> pd.Series:
-    """0.6 biology + 0.4 mixing, each metric scaled from the worst to the best of the anchors."""
-    anchors = table.loc[["random", "truth"]]
-    low, high = anchors.min(), anchors.max()
-    low, high = np.minimum(low, table.min()), np.maximum(high, table.max())
-    scaled = (table - low) / (high - low)
-    return 0.6 * scaled[list(BIOLOGY)].mean(axis=1) + 0.4 * scaled[list(MIXING)].mean(axis=1)
+        table = evaluate(folder / method, truth, source, guidance, metrics=["foscttm", *AGGREGATED])
+        parts.append(table.assign(method=method))
+    raw = pd.concat(parts, ignore_index=True)
+    table = pd.concat([raw, aggregate(raw, minmax_table(raw, "row"))])
+    return table.pivot_table(index="method", columns="metric", values="value")
 
 
 def main() -> None:
@@ -103,7 +95,7 @@ def main() -> None:
         for seed in range(options.seeds):
             with tempfile.TemporaryDirectory() as folder:
                 table = scores(Path(folder), settings, n_cells, seed)
-            total = overall(table)
+            total = table["overall"]
             others = list(COMPETITORS)
             nearest = table.loc[others, "foscttm"].idxmin()
             print(

@@ -74,6 +74,24 @@ class Layer:
         """Number of features."""
         return self.counts.shape[1]
 
+    def columns_of(self, features: np.ndarray) -> np.ndarray:
+        """Columns of the features that a guidance graph names, in its order.
+
+        Raises
+        ------
+        DataError
+            When the layer lacks some of them.
+        """
+        columns = self.features.index.astype(str).get_indexer(features)
+        absent = features[columns < 0]
+        if len(absent):
+            msg = (
+                f"guidance names {len(absent):,} {self.name} features that the input lacks "
+                f"(first: {str(absent[0])!r}); build it from the same input"
+            )
+            raise DataError(msg)
+        return columns
+
     def take(self, cells: np.ndarray) -> Layer:
         """Return the layer restricted to (or reordered by) the given cell positions."""
         return dataclasses.replace(

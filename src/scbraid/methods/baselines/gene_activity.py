@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import scipy.sparse.linalg
 
 from scbraid.data.layers import Layer, Layers
-from scbraid.errors import DataError, NotApplicable
+from scbraid.errors import NotApplicable
 from scbraid.guidance.graph import Guidance
 from scbraid.methods.base import Method, MethodInfo, MethodResult, Truth
 from scbraid.methods.config import MethodConfig, option
@@ -65,14 +65,12 @@ def gene_activity(
         msg = f"gene activity needs an {ANCHOR!r} layer; got {', '.join(data.names)}"
         raise NotApplicable(msg)
     keep = guidance.highly_variable[guidance.index(ANCHOR)]
-    activity: dict[str, sp.csr_matrix] = {
-        ANCHOR: data[ANCHOR].counts[:, _columns(data[ANCHOR], guidance)]
-    }
+    activity: dict[str, sp.csr_matrix] = {ANCHOR: _guided_counts(data[ANCHOR], guidance)}
     for name, layer in data.layers.items():
         if name == ANCHOR:
             continue
         links = guidance.adjacency(ANCHOR, name)
-        activity[name] = sp.csr_matrix(layer.counts[:, _columns(layer, guidance)] @ links.T)
+        activity[name] = sp.csr_matrix(_guided_counts(layer, guidance) @ links.T)
         keep = keep & (np.diff(links.indptr) > 0)
     if not keep.any():
         msg = "no highly variable gene is linked to a feature of every layer"
@@ -84,18 +82,10 @@ def gene_activity(
     return _scale(normalised, scale)
 
 
-def _columns(layer: Layer, guidance: Guidance) -> np.ndarray:
-    """Columns of the layer's counts in the order of its vertices."""
+def _guided_counts(layer: Layer, guidance: Guidance) -> sp.csr_matrix:
+    """Counts of the layer's features in the order of its vertices."""
     features = guidance.features[guidance.index(layer.name)].astype(str)
-    columns = layer.features.index.astype(str).get_indexer(features)
-    absent = features[columns < 0]
-    if len(absent):
-        msg = (
-            f"guidance names {len(absent):,} {layer.name} features that the input lacks "
-            f"(first: {str(absent[0])!r}); build it from the same input"
-        )
-        raise DataError(msg)
-    return columns
+    return layer.counts[:, layer.columns_of(features)]
 
 
 def _dense(matrix: sp.spmatrix) -> np.ndarray:

@@ -111,13 +111,12 @@ def make_inputs(
         input is absent or not finite.
     """
     guidance.validate()
-    known = {name: layer.features.index.astype(str) for name, layer in data.layers.items()}
     graph = guidance.highly_variable_subgraph()
-    stray = sorted(set(graph.layer) - set(known))
+    stray = sorted(set(graph.layer) - set(data.layers))
     if stray:
         msg = (
             f"guidance has features of layers {', '.join(stray)}, which the input lacks "
-            f"(it has {', '.join(known)})"
+            f"(it has {', '.join(data.layers)})"
         )
         raise DataError(msg)
     layers = []
@@ -130,14 +129,7 @@ def make_inputs(
             )
             raise DataError(msg)
         features = graph.features[vertices].astype(str)
-        columns = known[name].get_indexer(features)
-        absent = features[columns < 0]
-        if len(absent):
-            msg = (
-                f"guidance names {len(absent):,} {name} features that the input lacks "
-                f"(first: {str(absent[0])!r}); build it from the same input"
-            )
-            raise DataError(msg)
+        columns = layer.columns_of(features)
         stated = data.meta.get("layers", {}).get(name, {})
         layers.append(_make_layer(layer, features, vertices, columns, stated, config))
     training_graph = SignedGraph(

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -92,7 +93,7 @@ def test_run_writes_the_files_and_says_how_it_ended(data, capsys):
         "--dataset", "toy", "--condition", "unpaired", "--device", "cpu", "--strict",
     )  # fmt: skip
     assert code == 0
-    assert capsys.readouterr().out.startswith("random, seed 4: ok (")
+    assert capsys.readouterr().out.startswith("random:latent_dim=5, seed 4: ok (")
     status = json.loads((output / "status.json").read_text())
     assert status["status"] == "ok"
     assert status["config"] == {"latent_dim": 5}
@@ -119,6 +120,10 @@ def test_a_failed_run_is_a_result_and_an_error_only_when_strict(data, capsys):
         (("--set", "latent_dims=4"), "random", "unknown option 'latent_dims'; did you mean 'laten"),
         (("--set", "latent_dim=0"), "random", "WidthConfig.latent_dim is 0; expected a value >= 1"),
         (("--set", "latent_dim=x"), "random", "option 'latent_dim' is 'x'; expected int"),
+        ((), "random:latent_dim=0", "WidthConfig.latent_dim is 0; expected a value >= 1"),
+        ((), "random:latent_dim", "has the option 'latent_dim'; expected key=value"),
+        (("--preset", "default"), "glue.paper", "names the preset 'paper', and --preset 'default'"),
+        (("--set", "latent_dim=4"), "random:latent_dim=5", "'latent_dim' is in the method 'random"),
         (("--set", "latent_dim"), "random", "--set takes key=value; got 'latent_dim'"),
         (("--seed", "-1"), "random", "seed is -1; expected a number >= 0"),
     ],
@@ -130,6 +135,17 @@ def test_mistakes_are_one_message_and_exit_code_2(data, capsys, arguments, metho
     assert message in error
     assert "Traceback" not in error
     assert not output.exists()
+
+
+def test_a_method_can_be_written_as_studies_write_it(data, capsys):
+    code, output = run(data, "--set", "scale=2", method="random:latent_dim=3")
+    assert code == 2  # options of both places reach the method, which has no such one
+    assert "unknown option 'scale'" in capsys.readouterr().err
+    code, output = run(data, method="random:latent_dim=3")
+    assert code == 0
+    assert "random:latent_dim=3, seed 0: ok" in capsys.readouterr().out
+    assert json.loads((output / "status.json").read_text())["method"] == "random"
+    assert h5py.File(output / "embedding.h5ad")["obsm/X_random"].shape[1] == 3
 
 
 def test_the_method_is_named_beside_a_wrong_option(data, capsys):

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from scbraid._version import __version__
-from scbraid.errors import ScbraidError
+from scbraid.conditions import DEFAULT_PRESET, MethodSpec
+from scbraid.errors import ConfigError, ScbraidError
 from scbraid.train import CHECKPOINT_EVERY_S, PRECISIONS
 
 Handler = Callable[[argparse.Namespace], int]
@@ -54,13 +55,16 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("method", help="name, as `scbraid list methods` gives it")
+    parser.add_argument(
+        "method", help="name as `scbraid list methods` gives it, or name[.preset][:key=value,...] "
+        "as studies write it",
+    )  # fmt: skip
     parser.add_argument("--input", required=True, help="h5mu file, or folder of h5ad files")
     parser.add_argument("--guidance", help="guidance graph (.npz)")
     parser.add_argument("--truth", help="truth table, for oracles alone")
     parser.add_argument("--output", required=True, help="folder of the run")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--preset", default="default")
+    parser.add_argument("--preset", help="named set of options (default: default)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
         help="override an option of the preset; may be repeated",
@@ -119,13 +123,14 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from scbraid.runner import RunRequest, parse_options, run_method
+    from scbraid.runner import RunRequest, run_method
 
+    spec = _method_spec(options.method, options.preset, options.settings)
     status = run_method(
         RunRequest(
-            method=options.method,
-            preset=options.preset,
-            options=parse_options(options.settings),
+            method=spec.name,
+            preset=spec.preset,
+            options=dict(spec.options),
             input=options.input,
             guidance=options.guidance,
             truth=options.truth,
@@ -144,10 +149,26 @@ def _run(options: argparse.Namespace) -> int:
     )
     reason = f": {status['reason']}" if status["reason"] else ""
     print(
-        f"{options.method}, seed {options.seed}: {status['status']}{reason} "
+        f"{spec}, seed {options.seed}: {status['status']}{reason} "
         f"({status['seconds']:.1f} s, {status['peak_rss_mib']:,.0f} MiB)"
     )
     return int(options.strict and status["status"] != "ok")
+
+
+def _method_spec(text: str, preset: str | None, settings: list[str]) -> MethodSpec:
+    """Join what the method's own text, --preset and --set say; refuse what is said twice."""
+    from scbraid.runner import parse_options
+
+    spec = MethodSpec.parse(text)
+    if preset is not None and spec.preset not in (DEFAULT_PRESET, preset):
+        msg = f"method {text!r} names the preset {spec.preset!r}, and --preset {preset!r}; give one"
+        raise ConfigError(msg)
+    own, added = dict(spec.options), parse_options(settings)
+    twice = sorted(own.keys() & added.keys())
+    if twice:
+        msg = f"option {twice[0]!r} is in the method {text!r} and in --set; give it once"
+        raise ConfigError(msg)
+    return MethodSpec(spec.name, preset or spec.preset, tuple(sorted((own | added).items())))
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
+import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +14,7 @@ import scipy.sparse as sp
 
 from scbraid.errors import ConfigError, DataError, UnknownNameError
 from scbraid.methods import Glue
+from scbraid.methods.glue.objective import GlueTask
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -68,6 +72,47 @@ def test_training_writes_embeddings_into_the_data(trained, quick):
     assert list(model.get_latent_representation()) == list(data)
     assert set(model.history["stage"]) == {"pretrain", "fine-tune"}
     assert "schedule" in model.details
+
+
+def test_an_interrupted_training_goes_on_from_its_checkpoint(
+    trained, case, data, quick, tmp_path, monkeypatch, caplog
+):
+    file = tmp_path / "notes" / "glue.pt"
+    model = Glue(data, case.guidance, seed=3, device="cpu", **quick)
+    original, n_steps = GlueTask.train_steps, itertools.count()
+
+    def stopped(self, epoch, start=0):
+        for terms in original(self, epoch, start):
+            if next(n_steps) == 2:
+                raise KeyboardInterrupt
+            yield terms
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GlueTask, "train_steps", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            model.train(file, checkpoint_every=1e-6)
+    assert file.exists()
+    assert not model.is_trained
+
+    other = Glue(data, case.guidance, seed=4, device="cpu", **quick)
+    other.train(copy := shutil.copy(file, tmp_path / "copy.pt"))
+    assert "is ignored: it is of another run; seed differ(s)" in caplog.text
+    assert not Path(copy).exists()
+
+    with caplog.at_level("INFO", "scbraid"):
+        model.train(file)
+    assert "going on from the checkpoint at pretrain" in caplog.text
+    assert not file.exists()
+    whole, _, _ = trained
+    for name, cells in whole.get_latent_representation().items():
+        np.testing.assert_array_equal(model.get_latent_representation(name), cells)
+    changed = {name: adata.copy() for name, adata in data.items()}
+    changed["rna"].X[0, 0] += 1
+    digests = {
+        Glue(each, case.guidance, device="cpu", **quick)._inputs.digest()
+        for each in (data, changed)
+    }
+    assert len(digests) == 2
 
 
 def test_model_equals_the_method_of_the_registry(trained, quick):

@@ -13,7 +13,7 @@ from scbraid.methods.glue.stages import plan_stages
 
 def plateau(n_cells, **options):
     """Burn-in, limit and both patiences of the original's schedule, in epochs."""
-    stages = plan_stages(n_cells, GlueConfig(schedule="plateau", **options))
+    stages = plan_stages(n_cells, 2, GlueConfig(schedule="plateau", **options))
     first = stages.pretrain
     assert stages.fine_tune == dataclasses.replace(first, warmup=stages.burnin)
     return stages.burnin, first.max_epochs, first.patience, first.reduce_lr_patience
@@ -26,7 +26,9 @@ def plateau(n_cells, **options):
 def test_durations_of_the_tutorials(n_cells, expected):
     assert plateau(n_cells) == expected
     paper = GlueConfig.from_options({}, PRESETS["paper"])
-    assert plan_stages(n_cells, paper) == plan_stages(n_cells, GlueConfig(schedule="plateau"))
+    original = GlueConfig(schedule="plateau")
+    for n_layers in (2, 3):
+        assert plan_stages(n_cells, n_layers, paper) == plan_stages(n_cells, 2, original)
 
 
 def test_large_data_have_the_floor_in_epochs():
@@ -46,18 +48,33 @@ def test_duration_scales_all_and_max_epochs_only_the_limit():
     assert plateau(18_380, max_epochs=3) == (31, 3, 16, 8)
 
 
+def averaged(n_cells, n_layers=2, **options):
+    stages = plan_stages(n_cells, n_layers, GlueConfig(**options))
+    return stages.pretrain.max_epochs, stages.fine_tune.max_epochs, stages.burnin
+
+
 def test_averaged_stages_have_fixed_lengths_and_keep_the_mean_of_the_weights():
-    stages = plan_stages(18_380, GlueConfig())
-    assert (stages.pretrain.max_epochs, stages.fine_tune.max_epochs, stages.burnin) == (24, 60, 10)
+    assert averaged(18_380) == averaged(10_000) == (24, 60, 10)
+    stages = plan_stages(18_380, 2, GlueConfig(average_decay=0.9))
     for stage in (stages.pretrain, stages.fine_tune):
         assert (stage.patience, stage.reduce_lr_patience, stage.warmup) == (None, None, 0)
-        assert (stage.restore, stage.average) == ("last", 0.995)
-    assert stages == plan_stages(500, GlueConfig())
-    half = plan_stages(500, GlueConfig(duration=0.5, average_decay=0.9))
-    assert (half.pretrain.max_epochs, half.fine_tune.max_epochs, half.burnin) == (12, 30, 5)
-    assert half.pretrain.average == 0.9
-    capped = plan_stages(500, GlueConfig(max_epochs=3))
-    assert (capped.pretrain.max_epochs, capped.fine_tune.max_epochs, capped.burnin) == (3, 3, 10)
+        assert (stage.restore, stage.average) == ("last", 0.9)
+    assert averaged(18_380, duration=0.5) == (12, 30, 5)
+    assert averaged(18_380, max_epochs=3) == (3, 3, 10)
+
+
+@pytest.mark.parametrize(("n_cells", "n_layers"), [(30, 2), (600, 2), (2_400, 2), (2_400, 3)])
+def test_few_cells_and_many_layers_have_more_epochs_for_the_same_least_number_of_steps(
+    n_cells, n_layers
+):
+    steps = max(n_cells * 0.9 / 128, 1)
+    pretrain, fine_tune, burnin = averaged(n_cells, n_layers)
+    total = steps * (pretrain + fine_tune)
+    assert 1_000 * n_layers <= total <= 1_000 * n_layers + 2 * steps
+    assert fine_tune == pytest.approx(pretrain * 60 / 24, abs=3)
+    assert burnin == pytest.approx(pretrain * 10 / 24, abs=1)
+    halves = averaged(n_cells, n_layers, duration=0.5)
+    assert halves == pytest.approx((pretrain / 2, fine_tune / 2, burnin / 2), abs=1)
 
 
 def test_noise_falls_linearly_from_the_first_epoch_and_never_where_burn_in_is_endless():

@@ -63,7 +63,7 @@ def fit_glue(
     where = pick_device(device)
     n_shared = count_shared_batches(inputs) if config.shared_batches else None
     layers = [LayerData(layer, where) for layer in inputs.layers]
-    stages = plan_stages(len(inputs.cells), config)
+    stages = plan_stages(len(inputs.cells), len(layers), config)
     details: dict[str, Any] = {"schedule": dataclasses.asdict(stages), "device": str(where)}
     records = []
     pretrained: GlueNetwork | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 
 import numpy as np
@@ -85,6 +86,21 @@ class GlueInputs:
     def names(self) -> list[str]:
         """Layer names."""
         return [layer.name for layer in self.layers]
+
+    def digest(self) -> str:
+        """SHA-256 over everything that a training reads."""
+        found = hashlib.sha256()
+        graph = self.graph
+        arrays = [self.cells, graph.source, graph.target, graph.sign, graph.weight]
+        for layer in self.layers:
+            found.update(f"{layer.name} {layer.likelihood} {layer.values.shape}".encode())
+            values = layer.values
+            arrays += [values.indptr, values.indices, values.data, layer.vertices, layer.batch]
+            arrays += [] if layer.rep is None else [layer.rep]
+        for array in arrays:
+            found.update(f"{array.dtype} {array.shape}".encode())
+            found.update(np.ascontiguousarray(array).data)
+        return found.hexdigest()
 
 
 def make_inputs(

@@ -25,6 +25,10 @@ from scbraid.methods.glue.inputs import DEFAULT_REP, GlueInputs, make_inputs
 from scbraid.methods.glue.method import GlueMethod
 from scbraid.methods.glue.network import Embedding, GlueNetwork, LayerData, encode
 from scbraid.registry import near_miss
+from scbraid.sources import code_digest
+from scbraid.train import CHECKPOINT_EVERY_S
+from scbraid.train.devices import pick_device
+from scbraid.train.run import TrainingRun
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -123,17 +127,41 @@ class Glue:
         """Whether the model has been trained or loaded."""
         return self._network is not None
 
-    def train(self) -> None:
+    def train(
+        self,
+        checkpoint: str | Path | None = None,
+        *,
+        checkpoint_every: float = CHECKPOINT_EVERY_S,
+    ) -> None:
         """Train both stages; write ``obsm["X_glue"]`` and ``varm["X_glue"]`` into the data.
+
+        Parameters
+        ----------
+        checkpoint
+            File for the state of the training, so that the same call goes on where a killed one
+            was; it is removed at the end. One of other data, options or code is not used (the log
+            says so). None for no checkpoints.
+        checkpoint_every
+            Seconds between checkpoints.
 
         Raises
         ------
         NonFiniteLossError
             When a loss term becomes NaN or infinite.
         """
+        file = None if checkpoint is None else Path(checkpoint)
         fitted = fit_glue(
-            self._inputs, self.config, seed=self.seed, device=self.device, paired=self.paired
+            self._inputs,
+            self.config,
+            seed=self.seed,
+            device=self.device,
+            paired=self.paired,
+            training=TrainingRun(
+                checkpoint=file, checkpoint_every=checkpoint_every, key=self._run_key
+            ),
         )
+        if file is not None:
+            file.unlink(missing_ok=True)
         self._network, self._embedding = fitted.network, fitted.embedding
         self.details = fitted.details
         self.history = pd.DataFrame([row for record in fitted.records for row in record.history])
@@ -241,6 +269,18 @@ class Glue:
         model.details = stated["details"]
         model._annotate()
         return model
+
+    def _run_key(self) -> dict[str, Any]:
+        """What decides every bit of a training, for its checkpoint."""
+        return {
+            "config": self.config.as_dict(),
+            "seed": self.seed,
+            "device": str(pick_device(self.device)),
+            "threads": torch.get_num_threads(),
+            "paired": self.paired,
+            "input": self._inputs.digest(),
+            "code": code_digest(__file__, ["scbraid.methods.glue.fit"]),
+        }
 
     def _check_layer(self, layer: str) -> None:
         if layer not in self._anndata:

@@ -15,10 +15,12 @@ MAX_UNITS = 48.0
 PATIENCE_UNITS = 4.0
 REDUCE_LR_UNITS = 2.0
 
-# The averaged schedule counts epochs: how often each cell has been seen is what limits a training.
+# The averaged schedule counts epochs, how often each cell is seen; few cells make short epochs, and
+# then it is steps that are lacking, the more layers have to find each other the more of them.
 PRETRAIN_EPOCHS = 24
 FINE_TUNE_EPOCHS = 60
 BURNIN_EPOCHS = 10
+MIN_STEPS_PER_LAYER = 1_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,23 +40,27 @@ class Stages:
     burnin: int
 
 
-def plan_stages(n_cells: int, config: GlueConfig) -> Stages:
+def plan_stages(n_cells: int, n_layers: int, config: GlueConfig) -> Stages:
     """Lengths for `n_cells` training and validation cells (a paired cell counts once)."""
+    steps = n_cells * (1 - config.val_split) / config.batch_size
     if config.schedule == "averaged":
-        return _averaged(config)
-    return _plateau(n_cells * (1 - config.val_split) / config.batch_size, config)
+        return _averaged(steps, n_layers, config)
+    return _plateau(steps, config)
 
 
-def _averaged(config: GlueConfig) -> Stages:
+def _averaged(steps: float, n_layers: int, config: GlueConfig) -> Stages:
     """Fixed lengths at a constant rate; the running mean of the weights is kept.
 
     The mean moves as the weights do, without their noise, so nothing is gained by lower rates. The
     held-out loss is no guide to the end of the second stage: it is flat while the alignment
-    still gets better.
+    still gets better. All lengths grow by one factor where both stages together, of `steps` steps
+    an epoch, would have fewer steps than the layers need.
     """
+    usual = (PRETRAIN_EPOCHS + FINE_TUNE_EPOCHS) * max(steps, 1.0)
+    factor = config.duration * max(1.0, MIN_STEPS_PER_LAYER * n_layers / usual)
 
     def stage(epochs: int) -> Schedule:
-        length = config.max_epochs or math.ceil(epochs * config.duration)
+        length = config.max_epochs or math.ceil(epochs * factor)
         return Schedule(
             max_epochs=length,
             patience=None,
@@ -66,7 +72,7 @@ def _averaged(config: GlueConfig) -> Stages:
     return Stages(
         pretrain=stage(PRETRAIN_EPOCHS),
         fine_tune=stage(FINE_TUNE_EPOCHS),
-        burnin=math.ceil(BURNIN_EPOCHS * config.duration),
+        burnin=math.ceil(BURNIN_EPOCHS * factor),
     )
 
 

@@ -25,15 +25,15 @@ def balancing_weights(
     *,
     cutoff: float = 0.5,
     power: float = 4.0,
-    rule: str = "product",
+    rule: str = "sum",
 ) -> Balance:
     """Estimate the weights of the second training stage.
 
     Clusters of every layer are matched by the cosine C of their mean embeddings; entries below
-    `cutoff` are set to 0, the others to C^power. For K layers the joint tensor over one cluster of
-    each layer is the product over all pairs; a cluster's weight is the sum of its slice divided by
-    its number of cells. GLUE, Cao & Gao 2022, equations 21-25, whose text adds the other layers
-    up where the code multiplies (`rule` chooses; they are the same for two layers).
+    `cutoff` are set to 0, the others to C^power. A cluster's weight is the sum of its entries with
+    the clusters of all other layers, divided by its number of cells (rule ``sum``, the text of
+    GLUE, Cao & Gao 2022, equations 21-25), or the sum of its slice of the tensor of products over
+    all pairs of layers (rule ``product``, the authors' code). For two layers they are the same.
 
     Parameters
     ----------

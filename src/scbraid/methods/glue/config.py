@@ -38,9 +38,9 @@ class GlueConfig(MethodConfig):
     balance_cutoff: float = option(0.5, "cosine below which clusters do not match", ge=0, le=1)
     balance_power: float = option(4.0, "power of the cosine", gt=0)
     balance_rule: str = option(
-        "product",
-        "how more than two layers combine: product of all pairs (code) or sum over pairs (paper)",
-        choices=("product", "sum"),
+        "sum",
+        "how more than two layers combine: sum over pairs (paper) or product of all pairs (code)",
+        choices=("sum", "product"),
     )
     noise: float = option(1.5, "alignment noise, in standard deviations of the embedding", ge=0)
     discriminator_input: str = option(

@@ -8,6 +8,15 @@ import logging
 import numpy as np
 import scipy.sparse as sp
 
+from scbraid.data.backed import (
+    Array,
+    BackedMatrix,
+    Matrix,
+    array_blocks,
+    in_file_order,
+    row_blocks,
+    take_columns,
+)
 from scbraid.data.layers import Layer, Layers
 from scbraid.errors import DataError
 from scbraid.guidance.graph import Guidance
@@ -30,7 +39,8 @@ class GlueLayer:
     name
         Modality.
     values
-        CSR (n_cells, n_used_features): what the decoder explains.
+        CSR (n_cells, n_used_features): what the decoder explains. In memory, or on disk with its
+        rows in the order of the file.
     features
         Names of the used features, in vertex order.
     vertices
@@ -48,10 +58,10 @@ class GlueLayer:
     """
 
     name: str
-    values: sp.csr_matrix
+    values: Matrix
     features: np.ndarray
     vertices: np.ndarray
-    rep: np.ndarray | None
+    rep: Array | None
     likelihood: str
     batch: np.ndarray
     batches: list[str]
@@ -85,6 +95,14 @@ class GlueInputs:
     def names(self) -> list[str]:
         """Layer names."""
         return [layer.name for layer in self.layers]
+
+    @property
+    def storage(self) -> dict[str, str]:
+        """Where each layer's counts are while training: ``memory`` or ``disk``."""
+        return {
+            layer.name: "disk" if isinstance(layer.values, BackedMatrix) else "memory"
+            for layer in self.layers
+        }
 
 
 def make_inputs(
@@ -158,7 +176,11 @@ def _make_layer(
             f"{', '.join(LIKELIHOODS.names())} in uns['scbraid']['layers'][{name!r}]"
         )
         raise DataError(msg)
-    values = sp.csr_matrix(layer.counts[:, columns], dtype=np.float32)
+    values = take_columns(layer.counts, columns)
+    if isinstance(values, BackedMatrix):
+        values = in_file_order(values)
+    else:
+        values = sp.csr_matrix(values, dtype=np.float32)
     check_values(values, likelihood, name)
     rep = None
     if config.use_rep:
@@ -168,7 +190,7 @@ def _make_layer(
             msg = f"layer {name!r} has no obsm {key!r} (found: {found}); expected by use_rep=true"
             raise DataError(msg)
         rep = layer.reps[key]
-        n_bad = int((~np.isfinite(rep).all(axis=1)).sum())
+        n_bad = sum(int((~np.isfinite(part).all(axis=1)).sum()) for _, part in array_blocks(rep))
         if n_bad:
             msg = f"layer {name!r}: obsm {key!r} has NaN or infinite values in {n_bad:,} cells"
             raise DataError(msg)
@@ -190,7 +212,7 @@ def _make_layer(
     return GlueLayer(name, values, features, vertices, rep, likelihood, batch, batches, layer.cells)
 
 
-def check_values(values: sp.csr_matrix, likelihood: str, layer: str) -> None:
+def check_values(values: Matrix, likelihood: str, layer: str) -> None:
     """Refuse values outside the support of their likelihood.
 
     Raises
@@ -200,17 +222,22 @@ def check_values(values: sp.csr_matrix, likelihood: str, layer: str) -> None:
     """
     import torch
 
-    data = values.data
-    finite = np.isfinite(data)
-    if not finite.all():
-        msg = f"layer {layer!r}: {int((~finite).sum()):,} values are NaN or infinite"
-        raise DataError(msg)
     model = LIKELIHOODS[likelihood]
-    if model.accepts(torch.from_numpy(data)):
+    n_bad = 0
+    example: float | None = None
+    for _, block in row_blocks(values):
+        data = block.data
+        n_bad += int((~np.isfinite(data)).sum())
+        if n_bad or example is not None or model.accepts(torch.from_numpy(data)):
+            continue
+        example = next(
+            float(value) for value in data if not model.accepts(torch.tensor([float(value)]))
+        )
+    if n_bad:
+        msg = f"layer {layer!r}: {n_bad:,} values are NaN or infinite"
+        raise DataError(msg)
+    if example is None:
         return
-    example = next(
-        float(value) for value in data if not model.accepts(torch.tensor([float(value)]))
-    )
     remedy = "give raw counts, not normalised values" if model.counts else "choose another model"
     msg = (
         f"layer {layer!r}: likelihood {likelihood!r} needs {model.support}; found {example:.6g}. "

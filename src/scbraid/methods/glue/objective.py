@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +16,19 @@ from scbraid.methods.glue.network import GlueNetwork, LayerData
 from scbraid.nn.blocks import gaussian_kl
 from scbraid.nn.counts import CountBatch
 from scbraid.nn.graph import EdgeBatch, EdgeSampler, edge_nll
+from scbraid.train.sampling import (
+    WINDOW_ROWS,
+    BlockSampler,
+    Minibatch,
+    Prefetch,
+    Sampler,
+    Window,
+    cut,
+)
 
 
-class CellSampler:
-    """Minibatches of cells: every step has `batch_size` cells of every layer.
+class CellSampler(Sampler):
+    """A full shuffle: every step has `batch_size` cells of every layer.
 
     An epoch goes once over the union of cells. A drawn cell brings its own layers; every layer in
     which it does not exist gets a random cell of its own part of the split, so that all layers are
@@ -37,8 +47,9 @@ class CellSampler:
     """
 
     def __init__(self, cells: np.ndarray, batch_size: int, val_split: float, seed: int) -> None:
-        self.batch_size = batch_size
+        super().__init__(batch_size, seed)
         self._rng = np.random.default_rng(seed)
+        self._rng_before = self._rng.bit_generator.state
         order = self._rng.permutation(len(cells))
         n_val = max(1, round(val_split * len(cells)))
         self._parts = {"validation": cells[order[:n_val]], "train": cells[order[n_val:]]}
@@ -53,22 +64,57 @@ class CellSampler:
             for split, part in self._parts.items()
         }
 
-    def epoch(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (rows, drawn): both (n, n_layers); `drawn` is False where a row was filled in.
-
-        Training batches drop an incomplete last one, unless it is the only one.
-        """
+    def windows(self, split: str) -> Iterator[Window]:
+        """Plan the next epoch; it follows from the seed and from the epochs planned before."""
+        if split == "train":
+            self._rng_before = self._rng.bit_generator.state
         part = self._parts[split]
-        order = self._rng.permutation(len(part))
-        size = self.batch_size
-        stop = len(part) - len(part) % size if split == "train" else len(part)
-        for first in range(0, stop or len(part), size):
-            rows = part[order[first : first + size]].copy()
-            drawn = rows >= 0
-            for k, pool in enumerate(self._pools[split]):
-                absent = np.flatnonzero(~drawn[:, k])
-                rows[absent, k] = self._rng.choice(pool, len(absent))
-            yield rows, drawn
+        return self._plan(split, part[self._rng.permutation(len(part))])
+
+    def _plan(self, split: str, part: np.ndarray) -> Iterator[Window]:
+        batches = cut(part, self.batch_size, keep_rest=split != "train")
+        size = max(1, WINDOW_ROWS // self.batch_size)
+        for first in range(0, len(batches), size):
+            yield [self._filled(split, rows) for rows in batches[first : first + size]]
+
+    def _filled(self, split: str, rows: np.ndarray) -> Minibatch:
+        rows = rows.copy()
+        drawn = rows >= 0
+        for k, pool in enumerate(self._pools[split]):
+            absent = np.flatnonzero(~drawn[:, k])
+            rows[absent, k] = self._rng.choice(pool, len(absent))
+        return rows, drawn
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the sampler is, with its generator as it was before the epoch under way."""
+        rng = self._rng_before if self._under_way else self._rng.bit_generator.state
+        return {**super().state_dict(), "generator": rng}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a saved state: the next training epoch yields what would have come next."""
+        super().load_state_dict(state)
+        self._rng.bit_generator.state = state["generator"]
+
+
+def cell_sampler(
+    cells: np.ndarray, layers: list[LayerData], batch_size: int, val_split: float, seed: int
+) -> Sampler:
+    """Full shuffle of cells in memory; block shuffle, read ahead, where a layer is on disk.
+
+    Parameters
+    ----------
+    cells
+        (n_ids, n_layers) rows of each cell in each layer, -1 where absent.
+    layers
+        The layers, which serve what is read.
+    batch_size, val_split, seed
+        As of `CellSampler`.
+    """
+    if not any(layer.streamed for layer in layers):
+        return CellSampler(cells, batch_size, val_split, seed)
+    sampler = BlockSampler(cells, batch_size, val_split, seed)
+    sampler.through = Prefetch([layer if layer.streamed else None for layer in layers])
+    return sampler
 
 
 class GlueTask:
@@ -125,7 +171,9 @@ class GlueTask:
             else [torch.from_numpy(w.astype(np.float32)).to(self.device) for w in weights]
         )
         streams = np.random.SeedSequence(seed).generate_state(2)
-        self.cells = CellSampler(inputs.cells, config.batch_size, config.val_split, int(streams[0]))
+        self.cells = cell_sampler(
+            inputs.cells, layers, config.batch_size, config.val_split, int(streams[0])
+        )
         self.edges = EdgeSampler(
             inputs.graph,
             n_negatives=config.n_negatives,
@@ -277,10 +325,8 @@ class GlueTask:
         return mean + std * torch.randn_like(std)
 
     def _gather(self, rows: np.ndarray, drawn: np.ndarray) -> list[_LayerBatch]:
-        rows_t = torch.from_numpy(rows).to(self.device)
-        drawn_t = torch.from_numpy(drawn).to(self.device)
         return [
-            _LayerBatch.gather(layer, rows_t[:, k], drawn_t[:, k])
+            _LayerBatch.gather(layer, rows[:, k], drawn[:, k])
             for k, layer in enumerate(self.layers)
         ]
 
@@ -312,11 +358,12 @@ class _LayerBatch:
         self.batch = batch
 
     @classmethod
-    def gather(cls, data: LayerData, rows: Tensor, drawn: Tensor) -> _LayerBatch:
-        observed = data.observed.batch(rows)
-        return cls(
-            data, rows, drawn, observed, data.encoder_input(rows, observed), data.batch[rows]
-        )
+    def gather(cls, data: LayerData, rows: np.ndarray, drawn: np.ndarray) -> _LayerBatch:
+        observed, encoder_input = data.gather(np.ascontiguousarray(rows))
+        device = data.batch.device
+        at = torch.from_numpy(np.ascontiguousarray(rows)).to(device)
+        present = torch.from_numpy(np.ascontiguousarray(drawn)).to(device)
+        return cls(data, at, present, observed, encoder_input, data.batch[at])
 
     def take(self, keep: Tensor) -> _LayerBatch:
         return _LayerBatch(

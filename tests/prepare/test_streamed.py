@@ -167,11 +167,11 @@ def test_krylov_iteration_needs_the_passes(shallow, tmp_path, monkeypatch):
     monkeypatch.setattr(streamed, "SAMPLE_ROWS", 300)
     matrix, exact = on_disk(tmp_path / "x.h5", shallow), truncated_svd(shallow, 20).s
     lost = []
-    for passes in (1, 2, 4):
+    for passes in (1, 2, 8):
         monkeypatch.setattr(streamed, "PASSES", passes)
         found = streamed.right_vectors(matrix, 20, centred=False).s
         lost.append(1 - (found**2).sum() / (exact**2).sum())
-    assert lost[0] > 10 * lost[1] > 10 * lost[2] > -1e-5
+    assert lost[0] > 3 * lost[1] > 9 * max(lost[2], -1e-6)
 
 
 def test_krylov_iteration_ends_when_the_space_is_used_up(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ DENSE_ROWS = 1024
 SPARSE_COST = 50
 # Rows whose singular vectors the passes over all rows start from.
 SAMPLE_ROWS = 16384
-PASSES = 4
+PASSES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ def right_vectors(matrix: Rows, n_components: int, *, centred: bool, seed: int =
 
     Up to 4,096 columns their Gram matrix is summed up in one pass and decomposed, exactly. Beyond,
     a block Krylov iteration (Musco & Musco 2015) in single precision starts from the vectors of the
-    first 16,384 rows and makes 4 passes; the rows should be in random order.
+    first 16,384 rows and makes 8 passes; the rows should be in random order.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ def _from_krylov(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ritz pairs of AᵀA in the space of Q, AᵀA·Q, (AᵀA)²·Q, ... that the passes span.
 
-    Holds 8 bytes a column for each of PASSES · (n_components + 10) vectors.
+    Holds 4 bytes a column for each of PASSES · (n_components + 10) vectors.
     """
     mean = np.zeros(matrix.shape[1])
     if centred:
@@ -167,17 +167,19 @@ def _from_krylov(
     fresh = np.linalg.qr(_sample_vectors(matrix, n_components, mean, seed))[0]
     # By columns, so that the part that is there already is one piece of memory.
     shape = (matrix.shape[1], PASSES * fresh.shape[1])
-    basis, images = (np.empty(shape, np.float32, order="F") for _ in range(2))
+    basis = np.empty(shape, np.float32, order="F")
+    projected = np.zeros((shape[1], shape[1]))
     known = 0
     while fresh.shape[1] and known < min(shape):
         own = slice(known, min(known + fresh.shape[1], *shape))
         basis[:, own] = fresh[:, : own.stop - known]
-        images[:, own] = _gram_times(matrix, basis[:, own], mean)
+        image = _gram_times(matrix, basis[:, own], mean).astype(np.float32)
         known = own.stop
+        # AᵀA is symmetric: what is below the diagonal stands above it.
+        projected[:known, own] = basis[:, :known].T @ image
         if known < min(shape):
-            fresh = _orthonormal_rest(images[:, own], basis[:, :known])
-    projected = (basis[:, :known].T @ images[:, :known]).astype(np.float64)
-    values, inner = scipy.linalg.eigh((projected + projected.T) / 2)
+            fresh = _orthonormal_rest(image, basis[:, :known])
+    values, inner = scipy.linalg.eigh(projected[:known, :known], lower=False)
     values, inner = values[-n_components:], inner[:, -n_components:]
     vectors = basis[:, :known] @ inner.astype(np.float32)
     return values, vectors.astype(np.float64), mean

@@ -1,22 +1,23 @@
 """Seconds, memory and cost per cell of every stage as the number of cells grows.
 
 Simulated cells of 2,000 genes and 20,000 peaks (preset ``scale``) are written, prepared, linked by
-a guidance graph, trained on with GLUE for some steps, and embedded. Every stage runs in a process
-of its own, so that its peak memory is its own::
+a guidance graph, trained on with GLUE for some epochs of some steps, and embedded. Every stage runs
+in a process of its own, so that its peak memory is its own::
 
-    make bench-scale ARGS="--cells 1e4 1e5 --storage memory disk --repeats 3"
-    python benchmarks/scale.py --cells 1e6 --storage disk --steps 300
+    python benchmarks/scale.py --cells 1e4 1e5 --storage memory disk
+    python benchmarks/scale.py --cells 1e6 --storage disk
 
 Cost per cell is processor time over cells: of all layers where data are prepared and embedded, and
-over the cells that the steps have seen in training. Files lie in a temporary folder beside
-``--folder`` and are removed at the end; 10^6 cells need some 7 GB.
+over the cells that the steps have seen in training. With counts prepared both in memory and on disk
+the representations of both are compared: how much of the variance of the one the other explains.
+Files lie in a temporary folder inside ``--folder`` and are removed at the end.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
+import os
 import resource
 import shutil
 import statistics
@@ -27,6 +28,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 STAGES = ("simulate", "prepare", "guidance", "train")
 BACKED = {"memory": False, "disk": True, "auto": None}
@@ -90,6 +93,7 @@ def train_stage(folder: Path, clock: Clock, args: argparse.Namespace) -> None:
     from scbraid.methods.glue.network import GlueNetwork, LayerData, encode
     from scbraid.methods.glue.objective import GlueTask
     from scbraid.methods.output import write_embedding
+    from scbraid.train.engine import Schedule, train
 
     torch.set_num_threads(args.threads)
     config = GlueConfig()
@@ -102,14 +106,17 @@ def train_stage(folder: Path, clock: Clock, args: argparse.Namespace) -> None:
         network.decoder(layer.name).start_from(layer.values, layer.batch)
     task = GlueTask(
         network, layers, inputs, config, weights=None, noise_level=lambda epoch: 1.0,
-        n_shared_batches=None, paired=False, seed=0,
+        n_shared_batches=None, paired=False, seed=0, max_steps=args.steps,
     )  # fmt: skip
     clock.lap("read and check", 2 * args.n)
-    network.train()
-    epochs = (task.train_steps(epoch) for epoch in itertools.count(1))
-    steps = itertools.islice(itertools.chain.from_iterable(epochs), args.steps)
-    losses = [float(terms["vae"]) for terms in steps]
-    clock.lap(f"{len(losses)} steps", len(losses) * config.batch_size * len(layers))
+    schedule = Schedule(
+        max_epochs=args.epochs, patience=None, reduce_lr_patience=None, restore="last",
+        average=config.average_decay,
+    )  # fmt: skip
+    record = train(task, schedule, stage="fit")
+    task.close()
+    seen = record.steps * config.batch_size * len(layers)
+    clock.lap(f"{record.epochs} epochs, {record.steps} steps", seen)
     embedding = encode(network, layers)
     write_embedding(
         folder / "embedding.h5ad",
@@ -131,9 +138,11 @@ RUNNERS: dict[str, Callable[[Path, Clock, argparse.Namespace], None]] = {
 def in_process(stage: str, folder: Path, n_cells: int, mode: str, args: Any) -> list[dict]:
     command = [
         sys.executable, __file__, "--stage", stage, "--folder", str(folder), "--n", str(n_cells),
-        "--mode", mode, "--steps", str(args.steps), "--threads", str(args.threads),
+        "--mode", mode, "--steps", str(args.steps), "--epochs", str(args.epochs),
+        "--threads", str(args.threads),
     ]  # fmt: skip
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -145,10 +154,28 @@ def print_rows(n_cells: int, mode: str, runs: list[list[dict]]) -> None:
         seconds = statistics.median(lap["seconds"] for lap in laps)
         peak = max(lap["peak_mib"] for lap in laps)
         print(
-            f"{n_cells:>10,}  {mode:<7}{laps[0]['part']:<16}{seconds:>10.1f}{spread:>22}"
+            f"{n_cells:>10,}  {mode:<7}{laps[0]['part']:<22}{seconds:>10.1f}{spread:>22}"
             f"{cost:>14.1f}{peak:>11.0f}",
             flush=True,
         )
+
+
+def representations(path: Path) -> dict[str, Any]:
+    from scbraid.data.layers import Layers
+
+    data = Layers.read(path, backed=True)
+    return {
+        key: np.asarray(rep) for layer in data.layers.values() for key, rep in layer.reps.items()
+    }
+
+
+def compare(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Print the share of the variance of one representation that another one explains."""
+    for key, rep in one.items():
+        Y = rep - rep.mean(axis=0)
+        X = other[key] - other[key].mean(axis=0)
+        rest = Y - X @ np.linalg.lstsq(X, Y, rcond=None)[0]
+        print(f"  {key}: {1 - (rest**2).sum() / (Y**2).sum():.6f} of the variance in common")
 
 
 def measure(n_cells: int, args: argparse.Namespace) -> None:
@@ -157,10 +184,15 @@ def measure(n_cells: int, args: argparse.Namespace) -> None:
         for stage in STAGES:
             # What does not read counts is the same wherever they are.
             modes = args.storage if stage in ("prepare", "train") else args.storage[:1]
+            reps = []
             for mode in modes:
                 repeats = 1 if stage == "simulate" else args.repeats
                 runs = [in_process(stage, folder, n_cells, mode, args) for _ in range(repeats)]
-                print_rows(n_cells, mode if len(modes) > 1 or mode != "auto" else "", runs)
+                print_rows(n_cells, mode, runs)
+                if stage == "prepare" and len(modes) > 1:
+                    reps.append(representations(folder / "input.h5mu"))
+            for other in reps[1:]:
+                compare(reps[0], other)
         sizes = {p.name: p.stat().st_size / 2**20 for p in sorted(folder.iterdir())}
         print("  " + ", ".join(f"{one} {size:,.0f} MiB" for one, size in sizes.items()), flush=True)
 
@@ -169,7 +201,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", nargs="*", type=float, default=[1e4, 1e5])
     parser.add_argument("--storage", nargs="*", choices=list(BACKED), default=["memory", "disk"])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=50, help="of an epoch")
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
@@ -186,7 +219,7 @@ def main() -> None:
     free = shutil.disk_usage(args.folder).free / 2**30
     print(f"free disk in {args.folder}: {free:.0f} GiB")
     print(
-        f"{'cells':>10}  {'counts':<7}{'stage':<16}{'seconds':>10}{'CPU s min/med/max':>22}"
+        f"{'cells':>10}  {'counts':<7}{'stage':<22}{'seconds':>10}{'CPU s min/med/max':>22}"
         f"{'CPU µs/cell':>14}{'peak MiB':>11}"
     )
     for cells in args.cells:

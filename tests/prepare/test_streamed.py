@@ -131,6 +131,17 @@ def test_lsi_names_what_has_no_counts(counts, tmp_path):
         list(spaces.lsi_blocks(on_disk(tmp_path / "y.h5", counts), 1))
 
 
+def test_lsi_refuses_more_components_than_the_rank(tmp_path):
+    rows = np.random.default_rng(0).poisson(3.0, (4, 30)) + 1
+    X = sp.csr_matrix(np.tile(rows, (20, 1)).astype(np.float32))
+    stored = on_disk(tmp_path / "x.h5", X)
+    assert np.isfinite(stacked(spaces.lsi_blocks(stored, 4))).all()
+    with pytest.raises(DataError, match="LSI asks for 9 components of a matrix of rank 4"):
+        list(spaces.lsi_blocks(stored, 9))
+    # Forms with singular values have zeros there.
+    assert np.abs(stacked(spaces.lsi_blocks(stored, 8, form="signac3"))[:, 4:]).max() < 1e-4
+
+
 def test_too_many_components_are_refused(counts, tmp_path):
     with pytest.raises(ConfigError, match="60 components asked of a matrix of 400 x 60"):
         list(spaces.pca_blocks(on_disk(tmp_path / "x.h5", counts), 60))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -26,10 +27,13 @@ def paired(n: int, n_layers: int = 2) -> np.ndarray:
     return np.stack([np.arange(n)] * n_layers, axis=1)
 
 
-def blocks(cells, batch_size=10, val_split=0.1, seed=0, *, block_rows=8, window_rows=80):
+def blocks(
+    cells, batch_size=10, val_split=0.1, seed=0, max_steps=None, *, block_rows=8, window_rows=80
+):
     return BlockSampler(
-        cells, batch_size, val_split, seed, block_rows=block_rows, window_rows=window_rows
-    )
+        cells, batch_size, val_split, seed, max_steps,
+        block_rows=block_rows, window_rows=window_rows,
+    )  # fmt: skip
 
 
 def own(batches, k: int) -> np.ndarray:
@@ -160,35 +164,132 @@ def test_seed_decides_everything(kind):
     assert not np.array_equal(first[0], other[0])
 
 
-@pytest.mark.parametrize("kind", [CellSampler, blocks])
-@pytest.mark.parametrize("steps", [0, 1, 8, 9, 33])
-def test_a_saved_state_continues_with_the_next_step(kind, steps):
-    def make():
-        return kind(unpaired(300, 170), 8, 0.1, 5)
+def flat(batches) -> list:
+    return [part.tolist() for batch in batches for part in batch]
 
-    def flat(batches):
-        return [part.tolist() for batch in batches for part in batch]
+
+@pytest.mark.parametrize("max_steps", [None, 9, 20, 500])
+@pytest.mark.parametrize("kind", [CellSampler, blocks])
+@pytest.mark.parametrize("start", [0, 1, 8, 9])
+def test_a_saved_state_continues_with_the_next_step(kind, start, max_steps):
+    def make():
+        return kind(unpaired(300, 170), 8, 0.1, 5, max_steps)  # a pass has 52 steps
 
     sampler = make()
-    list(sampler.epoch("train"))
-    list(sampler.epoch("validation"))
-    under_way = sampler.epoch("train")
-    for _ in range(steps):
-        next(under_way)
+    splits = ["train", "validation"] * 4
+    for split in splits:
+        list(sampler.epoch(split))
     state = json.loads(json.dumps(sampler.state_dict()))  # plain numbers
-    expected = [flat(under_way), flat(sampler.epoch("validation")), flat(sampler.epoch("train"))]
+    expected = [flat(sampler.epoch(split)) for split in splits]
 
     again = make()
     again.load_state_dict(state)
     assert json.loads(json.dumps(again.state_dict())) == state
-    found = [flat(again.epoch(split)) for split in ("train", "validation", "train")]
-    assert found == expected
+    first = flat(again.epoch("train", start))
+    assert first == expected[0][2 * start :]
+    assert [first, *(flat(again.epoch(split)) for split in splits[1:])] == [first, *expected[1:]]
 
 
-def test_state_of_another_seed_is_refused():
+@pytest.mark.parametrize("kind", [CellSampler, blocks])
+def test_an_epoch_whose_steps_were_all_done_leaves_the_same_rest(kind):
+    for max_steps in (None, 13, 20):
+        sampler, again = (kind(unpaired(300, 170), 8, 0.1, 5, max_steps) for _ in range(2))
+        n_steps = len(list(sampler.epoch("train")))
+        assert n_steps == (max_steps or 52)
+        assert list(again.epoch("train", n_steps)) == []
+        for split in ("validation", "train"):
+            assert flat(again.epoch(split)) == flat(sampler.epoch(split))
+
+
+# ------------------------------------------------------------------------- epochs that cut passes
+
+
+@pytest.mark.parametrize("kind", [CellSampler, blocks])
+def test_short_epochs_go_through_one_pass_after_the_other(kind):
+    def make(max_steps):
+        return kind(unpaired(400, 240), 8, 0.1, 3, max_steps)  # 576 training ids: 72 steps
+
+    sampler = make(20)
+    assert sampler.epoch_steps == {"train": 20, "validation": 3}  # of 8 validation steps
+    epochs = []
+    for number in range(18):
+        epochs.append(list(sampler.epoch("train")))
+        if number % 3:  # validation leaves training alone
+            list(sampler.epoch("validation"))
+    assert [len(epoch) for epoch in epochs] == [20] * 18
+    steps = [batch for epoch in epochs for batch in epoch]
+    times = [np.zeros(400, int), np.zeros(240, int)]
+    for number, (rows, drawn) in enumerate(steps, start=1):
+        for k in range(2):
+            np.add.at(times[k], rows[drawn[:, k], k], 1)
+        if number % 20 == 0:
+            seen = np.concatenate([t[t > 0] for t in times])
+            whole = number // 72
+            if whole:
+                assert len(seen) == 576
+                assert seen.min() >= whole
+            assert seen.max() <= whole + 1
+    # 360 steps are five passes, and no two of them are alike.
+    seen = np.concatenate([t[t > 0] for t in times])
+    np.testing.assert_array_equal(seen, 5)
+    passes = [flat(steps[first : first + 72]) for first in range(0, 360, 72)]
+    assert all(one != other for one, other in itertools.pairwise(passes))
+    # The same passes, cut elsewhere.
+    other = make(31)
+    assert flat(itertools.islice(_forever(other), 100)) == flat(steps[:100])
+
+
+def _forever(sampler):
+    while True:
+        yield from sampler.epoch("train")
+
+
+@pytest.mark.parametrize("kind", [CellSampler, blocks])
+def test_short_validations_see_all_held_out_cells_in_turn(kind):
+    sampler = kind(unpaired(400, 240), 8, 0.1, 3, 20)
+    epochs = [list(sampler.epoch("validation")) for _ in range(8)]
+    assert [len(epoch) for epoch in epochs] == [3] * 8
+    steps = list(itertools.chain.from_iterable(epochs))
+    for k, held in enumerate((40, 24)):
+        rows, times = np.unique(own(steps, k), return_counts=True)
+        assert len(rows) == pytest.approx(held, abs=6)
+        assert (times == 3).all()  # 24 steps are three passes
+
+
+@pytest.mark.parametrize("kind", [CellSampler, blocks])
+def test_a_limit_that_is_no_limit_changes_nothing(kind):
+    for cells in (unpaired(300, 170), paired(200), paired(5)):
+        plain = kind(cells, 8, 0.1, 5)
+        steps = plain.pass_steps["train"]
+        for limited in (kind(cells, 8, 0.1, 5, steps), kind(cells, 8, 0.1, 5, 500)):
+            assert limited.epoch_steps == plain.pass_steps
+            for split in ("train", "validation", "train"):
+                assert flat(kind(cells, 8, 0.1, 5).epoch(split))
+                again = kind(cells, 8, 0.1, 5)
+                again.load_state_dict(limited.state_dict())
+                assert flat(limited.epoch(split)) == flat(again.epoch(split))
+
+
+@pytest.mark.parametrize("kind", [CellSampler, blocks])
+@pytest.mark.parametrize("max_steps", [None, 20])
+def test_an_epoch_that_is_left_ends_its_pass(kind, max_steps):
+    sampler = kind(unpaired(400, 240), 8, 0.1, 3, max_steps)
+    under_way = sampler.epoch("train")
+    next(under_way)
+    under_way.close()
+    state = sampler.state_dict()
+    assert (state["passes"]["train"], state["steps"]["train"]) == (1, 0)
+    steps = list(itertools.islice(_forever(sampler), 72))
+    counts = np.unique([own(steps, 0)], return_counts=True)[1]
+    assert (counts == 1).all()
+
+
+def test_states_of_other_samplers_are_refused():
     state = blocks(paired(100), seed=1).state_dict()
     with pytest.raises(DataError, match="has the seed 1, this one 2"):
         blocks(paired(100), seed=2).load_state_dict(state)
+    with pytest.raises(DataError, match="has the order BlockSampler, this one CellSampler"):
+        CellSampler(paired(100), 10, 0.1, 1).load_state_dict(state)
 
 
 def test_a_tiny_layer_is_in_both_parts_of_the_split():
@@ -243,6 +344,27 @@ def test_layers_in_memory_are_not_read():
     assert len(store.read_in) == 9
 
 
+def test_validation_between_two_steps_of_a_pass_takes_no_rows_from_it():
+    sampler = blocks(unpaired(500, 300), max_steps=13)
+    stores = [Store(), Store()]
+    sampler.through = Prefetch(stores)
+    for _ in range(8):
+        for split in ("train", "validation"):
+            for rows, _ in sampler.epoch(split):
+                for k, store in enumerate(stores):
+                    assert np.isin(rows[:, k], store.held).all()
+    # 104 steps in windows of 8, the first pass of 72 and one window ahead; 8 steps of validation
+    # a pass, 2 an epoch, each a window of its own that is read ahead.
+    n_reads = len(stores[0].read_in)
+    assert 9 + 4 + 1 + 8 <= n_reads <= 9 + 4 + 1 + 8 + 1
+    sampler.close()
+    assert not [t for t in threading.enumerate() if "scbraid-read" in t.name]
+    # The place is kept.
+    assert sampler.state_dict()["steps"] == {"train": 104 - 72, "validation": 0}
+    assert len(list(sampler.epoch("train"))) == 13
+    sampler.close()
+
+
 def test_an_error_while_reading_ahead_arrives():
     class Broken(Store):
         def read(self, rows):
@@ -268,6 +390,5 @@ def test_a_training_that_stops_leaves_no_thread():
 def test_a_window_that_is_skipped_is_not_read():
     sampler, store = blocks(paired(500, 1)), Store()
     sampler.through = Prefetch([store])
-    sampler.load_state_dict({"seed": 0, "epochs": {"train": 0, "validation": 0}, "step": 16})
-    list(sampler.epoch("train"))
+    list(sampler.epoch("train", 16))
     assert len(store.read_in) == 4  # 45 steps in windows of 8: six, two of them left out

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -79,15 +80,20 @@ class _Node:
         # A folder that is removed with the last matrix that reads from it.
         self.keep: tempfile.TemporaryDirectory[str] | None = None
         self._file: h5py.File | None = None
+        self._opening = threading.Lock()
 
     def open(self) -> Any:
-        if self._file is None or not self._file.id.valid:
-            try:
-                self._file = h5py.File(self.path, "r")
-            except OSError as error:
-                msg = f"{self.path} cannot be read any more ({error}); it must stay until the end"
-                raise DataError(msg) from error
-        return self._file[self.node]
+        # A second handle, opened at the same time, would close the nodes of the first with it.
+        with self._opening:
+            if self._file is None or not self._file.id.valid:
+                try:
+                    self._file = h5py.File(self.path, "r")
+                except OSError as error:
+                    msg = (
+                        f"{self.path} cannot be read any more ({error}); it must stay until the end"
+                    )
+                    raise DataError(msg) from error
+            return self._file[self.node]
 
     def close(self) -> None:
         if self._file is not None:
@@ -95,7 +101,10 @@ class _Node:
             self._file = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None, "keep": None}
+        return {"path": self.path, "node": self.node}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]  # a node is its path
 
 
 class BackedMatrix:
@@ -564,3 +573,50 @@ def in_file_order(matrix: BackedMatrix) -> BackedMatrix:
     copy = BackedMatrix(file, "X", canonical=True)
     copy._source.keep = folder
     return copy
+
+
+def sum_rows(matrix: BackedMatrix, codes: np.ndarray, scale: np.ndarray) -> BackedMatrix:
+    """Add up groups of rows from disk to disk, in memory that does not grow.
+
+    Parameters
+    ----------
+    matrix
+        Shape (n_rows, n_columns), in the order of its file.
+    codes
+        Group of each row, int (n_rows,), codes from 0 without gaps.
+    scale
+        What the sum of each group is multiplied with, (n_groups,).
+
+    Returns
+    -------
+    BackedMatrix
+        Shape (n_groups, n_columns), in the folder for temporary files (TMPDIR), where twice 8 bytes
+        an entry of `matrix` are needed meanwhile; it goes with its last user.
+    """
+    order = np.argsort(codes, kind="stable")
+    ordered = codes[order]
+    folder = tempfile.TemporaryDirectory(prefix="scbraid.")
+    rows_file, sums_file = Path(folder.name) / "rows.h5", Path(folder.name) / "sums.h5"
+    with h5py.File(rows_file, "w") as handle:
+        write_in_order(matrix, order, handle.create_group("X"), folder.name)
+    source = BackedMatrix(rows_file, "X")
+    with h5py.File(sums_file, "w") as handle:
+        writer = CsrWriter(handle.create_group("X"), (len(scale), matrix.shape[1]))
+        rest = source.rows(0, 0)
+        for start, block in source.blocks():
+            stop = start + block.shape[0]
+            rows = sp.csr_matrix(sp.vstack([rest, block], format="csr"))
+            groups = ordered[stop - rows.shape[0] : stop]
+            # The last group may go on in the next block.
+            n_whole = len(groups) if stop == len(ordered) else int((groups < groups[-1]).sum())
+            if n_whole:
+                first, last = groups[0], groups[n_whole - 1] + 1
+                where = (groups[:n_whole] - first, np.arange(n_whole))
+                members = sp.csr_matrix((np.ones(n_whole), where), (last - first, n_whole))
+                writer.add(sp.csr_matrix(sp.diags(scale[first:last]) @ (members @ rows[:n_whole])))
+            rest = rows[n_whole:]
+    source._source.close()
+    rows_file.unlink()
+    sums = BackedMatrix(sums_file, "X", canonical=True)
+    sums._source.keep = folder
+    return sums

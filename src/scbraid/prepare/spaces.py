@@ -24,6 +24,8 @@ from scbraid.registry import near_miss
 
 # What term frequencies are multiplied with before the logarithm, in every form.
 LSI_FACTOR = 1e4
+# Singular values below this share of the largest are rounding.
+RANK_CUTOFF = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,6 +264,11 @@ def lsi_blocks(
     ------
     tuple
         First row of a block, and its coordinates, float32 (n_rows, n_components).
+
+    Raises
+    ------
+    DataError
+        As of `lsi`, and when ``glue`` asks for more components than the rank of the matrix.
     """
     chosen = lsi_form(form)
     idf = _checked_idf(X, features)
@@ -269,8 +276,17 @@ def lsi_blocks(
     skipped = 0 if chosen.keep_first else 1
     weights = MappedRows(X, X.shape[1], lambda _, block: chosen.weigh(block, idf))
     found = right_vectors(weights, n_components + skipped, centred=False, seed=seed)
+    # Left vectors are the image over the singular values, which must be more than rounding.
+    least = RANK_CUTOFF * found.s[0]
+    rank = int((found.s > least).sum())
+    if not chosen.singular_values and rank < len(found.s):
+        msg = (
+            f"LSI asks for {len(found.s)} components of a matrix of rank {rank}; ask for {rank} "
+            "at most (n_lsi)"
+        )
+        raise DataError(msg)
     for first, image in found.coordinates(weights):
-        yield first, chosen.finish(image / found.s, found.s)
+        yield first, chosen.finish(image / np.maximum(found.s, least), found.s)
 
 
 def _checked_idf(

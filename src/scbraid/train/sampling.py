@@ -1,15 +1,16 @@
 """Minibatches of cells: which rows of every layer a step sees, and when their data are read.
 
-A sampler plans an epoch in windows, each a list of minibatches. `Prefetch` reads what a window
-needs while the one before it is trained on; without it the windows are only planned. Both orders of
-cells, the full shuffle and the block shuffle, serve data in memory and data on disk alike.
+A sampler plans a pass over the cells in windows, each a list of minibatches. `Prefetch` reads what
+a window needs while the one before it is trained on; without it the windows are only planned. Both
+orders of cells, the full shuffle and the block shuffle, serve data in memory and on disk alike.
 """
 
 from __future__ import annotations
 
 import abc
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -33,72 +34,138 @@ MIN_BLOCKS = 64
 class Sampler(abc.ABC):
     """Minibatches of cells, in an order that a seed decides and that can be taken up again.
 
+    A pass goes once over a part of the split. An epoch is a pass; or, where a pass has more than
+    `max_steps` steps, that many steps of it: the next epoch goes on where this one ended, and pass
+    follows pass, so that all cells are seen equally often. Validation is cut in the same ratio.
+
     Parameters
     ----------
+    sizes
+        Ids in each part of the split.
     batch_size
         Cells of each layer in a step.
     seed
         Seed of split, order and fills.
+    max_steps
+        Training steps of an epoch at most; None for whole passes.
+
+    Attributes
+    ----------
+    through
+        What the windows of a pass go through to become minibatches, such as a `Prefetch`.
     """
 
-    def __init__(self, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, sizes: Mapping[str, int], batch_size: int, seed: int, max_steps: int | None = None
+    ) -> None:
         self.batch_size = batch_size
         self.seed = seed
-        self.through: Callable[[Iterator[Window]], Iterator[Window]] = iter
-        # Epochs begun, by part of the split; the step reached in the one that is under way.
-        self._begun = dict.fromkeys(SPLITS, 0)
-        self._step = 0
-        self._under_way = False
-        self._skip = 0
+        self.through: Callable[[Iterator[Window]], Iterator[Minibatch]] = (
+            itertools.chain.from_iterable
+        )
+        # Training drops an incomplete last minibatch, unless it is the only one.
+        train = max(1, sizes["train"] // batch_size)
+        validation = -(-sizes["validation"] // batch_size)
+        self.pass_steps = {"train": train, "validation": validation}
+        self.epoch_steps = dict(self.pass_steps)
+        self.cuts_passes = max_steps is not None and max_steps < train
+        if max_steps is not None and self.cuts_passes:
+            self.epoch_steps = {
+                "train": max_steps,
+                "validation": math.ceil(validation * max_steps / train),
+            }
+        # Passes done, the steps done of the pass that is under way, and that pass where it is.
+        self._passes = dict.fromkeys(SPLITS, 0)
+        self._steps = dict.fromkeys(SPLITS, 0)
+        self._under_way: dict[str, Iterator[Minibatch]] = {}
 
     @abc.abstractmethod
     def windows(self, split: str) -> Iterator[Window]:
-        """Plan the next epoch."""
+        """Plan the next pass; where epochs cut passes, by its number and the seed alone."""
 
-    def epoch(self, split: str) -> Iterator[Minibatch]:
+    def generator(self, split: str) -> np.random.Generator:
+        """Return the generator of the next pass, which depends on its number and the seed alone."""
+        return np.random.default_rng([self.seed, 1 + SPLITS.index(split), self._passes[split]])
+
+    def epoch(self, split: str, start: int = 0) -> Iterator[Minibatch]:
         """Yield (rows, drawn): both (n, n_layers); `drawn` is False where a row was filled in.
 
-        Training batches drop an incomplete last one, unless it is the only one. The first training
-        epoch after `load_state_dict` continues where the saved one was.
+        Training batches drop an incomplete last one of a pass, unless it is the only one. An epoch
+        that is left before its end ends its pass, too.
+
+        Parameters
+        ----------
+        split
+            ``train`` or ``validation``.
+        start
+            Steps of the epoch to leave out, because they were done before an interruption.
         """
-        training = split == "train"
-        skip = 0
-        if training:
-            skip, self._skip = self._skip, 0
-            self._step, self._under_way = skip, True
-        planned = self.windows(split)
-        self._begun[split] += 1
-        for window in self.through(_without(planned, skip)):
-            for batch in window:
-                if training:
-                    self._step += 1
-                yield batch
-        if training:
-            self._step, self._under_way = 0, False
+        position, stop = 0, self.epoch_steps[split]
+        complete = False
+        try:
+            while position < stop:
+                done = self._steps[split]
+                n_steps = min(stop - position, self.pass_steps[split] - done)
+                skip = min(max(start - position, 0), n_steps)
+                if skip or split not in self._under_way:
+                    self._close(split)
+                    planned = _without(self.windows(split), done + skip)
+                    self._under_way[split] = self.through(planned)
+                under_way = self._under_way[split]
+                yield from itertools.islice(under_way, n_steps - skip)
+                position += n_steps
+                self._steps[split] += n_steps
+                if self._steps[split] == self.pass_steps[split]:
+                    # What is planned is drawn, even if all of it is left out.
+                    next(under_way, None)
+                    self._next_pass(split)
+            complete = True
+        finally:
+            if not complete:
+                self._next_pass(split)
+
+    def close(self) -> None:
+        """Let go of passes that are under way, of their threads and data; the place is kept."""
+        for split in SPLITS:
+            self._close(split)
+
+    def _close(self, split: str) -> None:
+        under_way = self._under_way.pop(split, None)
+        if isinstance(under_way, Generator):
+            under_way.close()
+
+    def _next_pass(self, split: str) -> None:
+        self._close(split)
+        self._passes[split] += 1
+        self._steps[split] = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the sampler is, as plain numbers: seed, epochs and step."""
-        begun = dict(self._begun)
-        begun["train"] -= self._under_way
-        return {"seed": self.seed, "epochs": begun, "step": self._step}
+        """Where the sampler is between two epochs, in plain values: order, seed, passes, steps."""
+        return {
+            "order": type(self).__name__,
+            "seed": self.seed,
+            "passes": dict(self._passes),
+            "steps": dict(self._steps),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a saved state: the next training epoch yields what would have come next.
+        """Take up a saved state: the next epochs yield what would have come next.
 
         Raises
         ------
         DataError
-            When the state is of a sampler with another seed.
+            When the state is of another kind of sampler, or of one with another seed.
         """
-        if state["seed"] != self.seed:
-            msg = (
-                f"the saved order of cells has the seed {state['seed']}, this one {self.seed}; "
-                "continue with the options that the training was begun with"
-            )
-            raise DataError(msg)
-        self._begun = {split: int(state["epochs"][split]) for split in SPLITS}
-        self._skip = self._step = int(state["step"])
-        self._under_way = False
+        for name, own in (("order", type(self).__name__), ("seed", self.seed)):
+            if state[name] != own:
+                msg = (
+                    f"the saved order of cells has the {name} {state[name]}, this one {own}; "
+                    "continue with the options that the training was begun with"
+                )
+                raise DataError(msg)
+        self.close()
+        self._passes = {split: int(state["passes"][split]) for split in SPLITS}
+        self._steps = {split: int(state["steps"][split]) for split in SPLITS}
 
 
 def _without(windows: Iterator[Window], steps: int) -> Iterator[Window]:
@@ -119,9 +186,9 @@ def cut(rows: np.ndarray, batch_size: int, *, keep_rest: bool) -> list[np.ndarra
 class BlockSampler(Sampler):
     """A shuffle that reads the disk in blocks of neighbouring cells.
 
-    An epoch brings the blocks of all layers into random order and lays them end to end; what falls
-    into a window of some 32,000 cells is permuted and cut into minibatches. Every id comes once an
-    epoch. A layer in which drawn cells do not exist is filled up from a second pass over its own
+    A pass brings the blocks of all layers into random order and lays them end to end; what falls
+    into a window of some 32,000 cells is permuted and cut into minibatches. Every id comes once a
+    pass. A layer in which drawn cells do not exist is filled up from a second pass over its own
     blocks, also in random order, so that fills are spread evenly over its cells. Validation holds
     out whole blocks.
 
@@ -135,6 +202,8 @@ class BlockSampler(Sampler):
         Share of ids held out, in each group of ids that are present in the same layers.
     seed
         Seed of split, order and fills.
+    max_steps
+        Training steps of an epoch at most; None for whole passes.
     block_rows, window_rows
         Cells of a block (fewer in small groups, so that they have 64 blocks), and of a window.
 
@@ -151,13 +220,12 @@ class BlockSampler(Sampler):
         batch_size: int,
         val_split: float,
         seed: int,
+        max_steps: int | None = None,
         *,
         block_rows: int = BLOCK_ROWS,
         window_rows: int = WINDOW_ROWS,
     ) -> None:
-        super().__init__(batch_size, seed)
         self._cells = cells
-        self._window = max(1, window_rows // batch_size) * batch_size
         rng = np.random.default_rng([seed, 0])
         present = (cells >= 0) @ (1 << np.arange(cells.shape[1]))
         anchor = cells[np.arange(len(cells)), (cells >= 0).argmax(axis=1)]
@@ -183,11 +251,18 @@ class BlockSampler(Sampler):
                 [rows for rows in (part[part >= 0] for part in parts) if len(rows)]
                 for parts in in_layer
             ]
+        sizes = {split: sum(map(len, self._blocks[split])) for split in SPLITS}
+        super().__init__(sizes, batch_size, seed, max_steps)
+        steps = max(1, window_rows // batch_size)
+        self._window_rows = dict.fromkeys(SPLITS, steps * batch_size)
+        if self.cuts_passes:
+            # A window of training is held meanwhile; order is of no matter here.
+            steps = min(steps, self.epoch_steps["validation"])
+            self._window_rows["validation"] = steps * batch_size
 
     def windows(self, split: str) -> Iterator[Window]:
-        """Plan the next epoch; a function of seed and epoch alone."""
-        rng = np.random.default_rng([self.seed, 1 + SPLITS.index(split), self._begun[split]])
-        return self._plan(split, rng)
+        """Plan the next pass; a function of its number and the seed alone."""
+        return self._plan(split, self.generator(split))
 
     def _plan(self, split: str, rng: np.random.Generator) -> Iterator[Window]:
         blocks = self._blocks[split]
@@ -195,8 +270,9 @@ class BlockSampler(Sampler):
         if split == "train" and len(ids) >= self.batch_size:
             ids = ids[: len(ids) - len(ids) % self.batch_size]
         fills = [_Fills(pool, rng) for pool in self._pools[split]]
-        for first in range(0, len(ids), self._window):
-            rows = self._cells[rng.permutation(ids[first : first + self._window])]
+        size = self._window_rows[split]
+        for first in range(0, len(ids), size):
+            rows = self._cells[rng.permutation(ids[first : first + size])]
             drawn = rows >= 0
             for k, fill in enumerate(fills):
                 absent = np.flatnonzero(~drawn[:, k])
@@ -277,8 +353,8 @@ class Prefetch:
     def __init__(self, stores: Sequence[RowStore | None]) -> None:
         self._stores = list(enumerate(stores))
 
-    def __call__(self, windows: Iterable[Window]) -> Iterator[Window]:
-        """Yield the windows, each once its rows are held."""
+    def __call__(self, windows: Iterable[Window]) -> Iterator[Minibatch]:
+        """Yield the minibatches, each while its rows are held."""
         planned = iter(windows)
         first = next(planned, None)
         if first is None:
@@ -289,9 +365,11 @@ class Prefetch:
                 window, parts = ahead.result()
                 if following is not None:
                     ahead = thread.submit(self._read, following)
-                for store, part in parts:
-                    store.hold(part)
-                yield window
+                for batch in window:
+                    # Each time, because validation between two of them holds others.
+                    for store, part in parts:
+                        store.hold(part)
+                    yield batch
 
     def _read(self, window: Window) -> tuple[Window, list[tuple[RowStore, Any]]]:
         parts = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import json
 
 import numpy as np
 import pytest
@@ -92,7 +92,7 @@ def inputs_of(path, config=CONFIG, *, on_disk: bool, rows=None) -> GlueInputs:
     return make_inputs(data, graph, config)
 
 
-def task_of(inputs: GlueInputs, config=CONFIG) -> GlueTask:
+def task_of(inputs: GlueInputs, config=CONFIG, max_steps: int | None = None) -> GlueTask:
     layers = [LayerData(layer, CPU) for layer in inputs.layers]
     torch.manual_seed(0)
     network = GlueNetwork(inputs, config, [layer.input_dim for layer in layers], None)
@@ -100,7 +100,7 @@ def task_of(inputs: GlueInputs, config=CONFIG) -> GlueTask:
         network.decoder(layer.name).start_from(layer.values, layer.batch)
     return GlueTask(
         network, layers, inputs, config, weights=None, noise_level=lambda epoch: 1.0,
-        n_shared_batches=None, paired=False, seed=0,
+        n_shared_batches=None, paired=False, seed=0, max_steps=max_steps,
     )  # fmt: skip
 
 
@@ -192,14 +192,32 @@ def test_reordered_cells_are_copied_into_order(path):
         np.testing.assert_array_equal(other.cells, one.cells)
 
 
-def test_training_can_be_taken_up_in_the_middle_of_an_epoch(path):
-    whole = task_of(inputs_of(path, on_disk=True))
-    rows = [batch[0].tolist() for batch in whole.cells.epoch("train")]
-    begun = task_of(inputs_of(path, on_disk=True))
-    assert [b[0].tolist() for b in itertools.islice(begun.cells.epoch("train"), 25)] == rows[:25]
-    again = task_of(inputs_of(path, on_disk=True))
-    again.cells.load_state_dict(begun.cells.state_dict())
-    assert [b[0].tolist() for b in again.cells.epoch("train")] == rows[25:]
+@pytest.mark.parametrize("max_steps", [None, 13])
+def test_training_can_be_taken_up_in_the_middle_of_an_epoch(path, max_steps):
+    """What the engine does: the state of an epoch's start, and the number of the next step."""
+
+    def rows(task, epoch, start=0):
+        seen = []
+        gather = task._gather
+        task._gather = lambda rows, drawn: seen.append(rows.tolist()) or gather(rows, drawn)
+        edges = [task.edges.rng.bit_generator.state]
+        list(task.train_steps(epoch, start))
+        list(task.validation_steps(epoch))
+        task._gather = gather
+        return seen, edges
+
+    whole = task_of(inputs_of(path, on_disk=True), max_steps=max_steps)
+    for epoch in range(1, 4):
+        rows(whole, epoch)
+    state = json.loads(json.dumps(whole.state_dict()))
+    expected = [rows(whole, epoch) for epoch in range(4, 8)]
+    again = task_of(inputs_of(path, on_disk=True), max_steps=max_steps)
+    again.load_state_dict(state)
+    found = [rows(again, 4, 8), *(rows(again, epoch) for epoch in range(5, 8))]
+    assert found[0][0] == expected[0][0][8:]
+    assert found[1:] == expected[1:]
+    for task in (whole, again):
+        task.close()
 
 
 def test_cells_that_are_not_held_are_refused(path):
@@ -279,3 +297,27 @@ def test_a_method_that_knows_nothing_of_it(prepared):
     outside = gene_activity(Layers.read(case.input_path, backed=True), case.guidance)
     for name, values in inside.items():
         np.testing.assert_array_equal(outside[name], values)
+
+
+@pytest.mark.parametrize(("name", "on_disk"), [("glue", True), ("gene_activity_pca", False)])
+def test_counts_are_left_on_disk_for_methods_that_read_them_there(
+    prepared, tmp_path, monkeypatch, name, on_disk
+):
+    from scbraid import worker
+    from scbraid.errors import NotApplicable
+    from scbraid.files import read_json, write_json
+    from scbraid.methods import methods
+    from scbraid.runner import RunRequest
+
+    def fit(self, data, guidance=None, truth=None):
+        raise NotApplicable(f"on disk: {data.on_disk}")
+
+    monkeypatch.setenv("SCBRAID_BACKED_ABOVE", "0")
+    monkeypatch.setattr(methods()[name], "fit", fit)
+    case = prepared()
+    request = RunRequest(
+        name, input=str(case.input_path), guidance=str(case.guidance_path), output=str(tmp_path)
+    )
+    write_json(tmp_path / "request.json", dataclasses.asdict(request))
+    worker.main(tmp_path)
+    assert read_json(tmp_path / "outcome.json")["reason"] == f"on disk: {on_disk}"

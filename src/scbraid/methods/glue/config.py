@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 from scbraid.errors import ConfigError
@@ -37,11 +36,26 @@ class GlueConfig(MethodConfig):
     balance: bool = option(True, "weight cells by matched clusters in the second stage")
     balance_resolution: float = option(1.0, "Leiden resolution of the clusters to match", gt=0)
     balance_cutoff: float = option(0.5, "cosine below which clusters do not match", ge=0, le=1)
+    balance_cells: int | None = option(
+        50_000, "cells of a layer to cluster, the others join the nearest; all when None", ge=1
+    )
     balance_power: float = option(4.0, "power of the cosine", gt=0)
     balance_rule: str = option(
         "product",
         "how more than two layers combine: product of all pairs (code) or sum over pairs (paper)",
         choices=("product", "sum"),
+    )
+    metacell_size: int | None = option(
+        None,
+        "cells of a metacell on average: both stages see metacells, a third one all cells; None "
+        "for two stages on all cells",
+        ge=2,
+    )
+    cells_learning_rate: float = option(
+        1e-3, "metacells: learning rate of the stage on all cells", gt=0
+    )
+    cells_batch_size: int = option(
+        512, "metacells: cells of each layer in a step of the stage on all cells", ge=2
     )
     noise: float = option(1.5, "alignment noise, in standard deviations of the embedding", ge=0)
     discriminator_input: str = option(
@@ -56,9 +70,22 @@ class GlueConfig(MethodConfig):
         "latest", "which of the three best checkpoints is kept", choices=("latest", "best")
     )
     fine_tune_seed_offset: int = option(1, "seed of the second stage minus that of the first")
-    duration: float = option(
-        0.2, "length of the automatic schedule; 1 is 24,000 steps a stage at most", gt=0
+    schedule: str = option(
+        "averaged",
+        "averaged: fixed lengths at a constant rate, weights averaged; plateau: the original's, "
+        "the rate falls with the loss and training stops early",
+        choices=("averaged", "plateau"),
     )
+    average_decay: float = option(
+        0.995, "averaged: weight of the past in the running mean of weights, a step", gt=0, lt=1
+    )
+    max_steps_per_epoch: int | None = option(
+        200,
+        "averaged: steps of an epoch at most, the next one goes on with the cells that follow; "
+        "None for whole passes",
+        ge=1,
+    )
+    duration: float = option(1.0, "length of both stages and of the burn-in, as a factor", gt=0)
     max_epochs: int | None = option(None, "epochs a stage at most; automatic when None", ge=1)
 
     def __post_init__(self) -> None:
@@ -68,6 +95,9 @@ class GlueConfig(MethodConfig):
                 "balance=true needs pretrain=true, which the weights come from; "
                 "set balance=false as well, or use the preset 'no_pretrain'"
             )
+            raise ConfigError(msg)
+        if self.metacell_size is not None and not self.use_rep:
+            msg = "metacell_size needs use_rep=true: metacells are made in PCA/LSI; set one of them"
             raise ConfigError(msg)
 
 
@@ -79,7 +109,7 @@ PAPER: dict[str, Any] = {
     "balance_rule": "product",
     "restore": "latest",
     "fine_tune_seed_offset": 0,
-    "duration": 1.0,
+    "schedule": "plateau",
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -88,40 +118,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     "no_pretrain": {"pretrain": False, "balance": False},
     "no_align": {"lam_align": 0.0, "balance": False},
     "raw_input": {"use_rep": False},
+    "atlas": {"metacell_size": 25, "hidden_dim": 512, "balance_resolution": 2.0},
 }
-
-# Durations in units of 1/learning rate: a stage of P units has P/lr steps, and at least P epochs.
-BURNIN_UNITS = 8.0
-MAX_UNITS = 48.0
-PATIENCE_UNITS = 4.0
-REDUCE_LR_UNITS = 2.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Durations:
-    """The automatic schedule of one data set, in epochs."""
-
-    burnin: int
-    max_epochs: int
-    patience: int
-    reduce_lr_patience: int
-
-
-def automatic_durations(n_cells: int, config: GlueConfig) -> Durations:
-    """Epochs of burn-in, training and patience for `n_cells` (a paired cell counts once).
-
-    With b = N·(1 − validation share)/batch size steps an epoch, P units last
-    max(⌈P/(lr·b)⌉, ⌈P⌉) epochs (GLUE v0.2.0 and later).
-    """
-    steps = n_cells * (1 - config.val_split) / config.batch_size
-
-    def epochs(units: float) -> int:
-        units *= config.duration
-        return max(math.ceil(units / (config.learning_rate * steps)), math.ceil(units))
-
-    return Durations(
-        burnin=epochs(BURNIN_UNITS),
-        max_epochs=config.max_epochs or epochs(MAX_UNITS),
-        patience=epochs(PATIENCE_UNITS),
-        reduce_lr_patience=epochs(REDUCE_LR_UNITS),
-    )

@@ -157,7 +157,7 @@ def make_inputs(
         weight=graph.weight.astype(np.float32),
         n_vertices=graph.n_features,
     )
-    return GlueInputs(layers, training_graph, _match_cells(layers, paired=paired))
+    return GlueInputs(layers, training_graph, match_cells(layers, paired=paired))
 
 
 def _make_layer(
@@ -251,7 +251,16 @@ def _encode(names: np.ndarray) -> tuple[list[str], np.ndarray]:
     return [str(name) for name in batches], codes.astype(np.int64)
 
 
-def _match_cells(layers: list[GlueLayer], *, paired: bool) -> np.ndarray:
+def match_cells(layers: list[GlueLayer], *, paired: bool) -> np.ndarray:
+    """Rows of each cell in each layer, int64 (n_ids, n_layers), -1 where it is absent.
+
+    Parameters
+    ----------
+    layers
+        The layers.
+    paired
+        Whether equal names are the same cell; otherwise every cell is one of its own.
+    """
     if not paired:
         table = np.full((sum(layer.n_cells for layer in layers), len(layers)), -1, np.int64)
         first = 0

@@ -30,7 +30,7 @@ from scbraid.train.sampling import (
 class CellSampler(Sampler):
     """A full shuffle: every step has `batch_size` cells of every layer.
 
-    An epoch goes once over the union of cells. A drawn cell brings its own layers; every layer in
+    A pass goes once over the union of cells. A drawn cell brings its own layers; every layer in
     which it does not exist gets a random cell of its own part of the split, so that all layers are
     seen equally often whatever their sizes (GLUE, cell sampling).
 
@@ -44,13 +44,26 @@ class CellSampler(Sampler):
         Share of ids held out.
     seed
         Seed of split, shuffles and fills.
+    max_steps
+        Training steps of an epoch at most; None for whole passes.
+
+    Notes
+    -----
+    Whole passes draw from one generator after the other, training and validation alike. Passes that
+    epochs cut have a generator each, so that what is drawn for one does not depend on where the
+    other one is.
     """
 
-    def __init__(self, cells: np.ndarray, batch_size: int, val_split: float, seed: int) -> None:
-        super().__init__(batch_size, seed)
-        self._rng = np.random.default_rng(seed)
-        self._rng_before = self._rng.bit_generator.state
-        order = self._rng.permutation(len(cells))
+    def __init__(
+        self,
+        cells: np.ndarray,
+        batch_size: int,
+        val_split: float,
+        seed: int,
+        max_steps: int | None = None,
+    ) -> None:
+        self.rng = np.random.default_rng(seed)
+        order = self.rng.permutation(len(cells))
         n_val = max(1, round(val_split * len(cells)))
         self._parts = {"validation": cells[order[:n_val]], "train": cells[order[n_val:]]}
         for split, part in self._parts.items():
@@ -63,41 +76,46 @@ class CellSampler(Sampler):
             split: [part[part[:, k] >= 0, k] for k in range(cells.shape[1])]
             for split, part in self._parts.items()
         }
+        sizes = {split: len(part) for split, part in self._parts.items()}
+        super().__init__(sizes, batch_size, seed, max_steps)
 
     def windows(self, split: str) -> Iterator[Window]:
-        """Plan the next epoch; it follows from the seed and from the epochs planned before."""
-        if split == "train":
-            self._rng_before = self._rng.bit_generator.state
+        """Plan the next pass."""
+        rng = self.generator(split) if self.cuts_passes else self.rng
         part = self._parts[split]
-        return self._plan(split, part[self._rng.permutation(len(part))])
+        return self._plan(split, part[rng.permutation(len(part))], rng)
 
-    def _plan(self, split: str, part: np.ndarray) -> Iterator[Window]:
+    def _plan(self, split: str, part: np.ndarray, rng: np.random.Generator) -> Iterator[Window]:
         batches = cut(part, self.batch_size, keep_rest=split != "train")
         size = max(1, WINDOW_ROWS // self.batch_size)
         for first in range(0, len(batches), size):
-            yield [self._filled(split, rows) for rows in batches[first : first + size]]
+            yield [self._filled(split, rows, rng) for rows in batches[first : first + size]]
 
-    def _filled(self, split: str, rows: np.ndarray) -> Minibatch:
+    def _filled(self, split: str, rows: np.ndarray, rng: np.random.Generator) -> Minibatch:
         rows = rows.copy()
         drawn = rows >= 0
         for k, pool in enumerate(self._pools[split]):
             absent = np.flatnonzero(~drawn[:, k])
-            rows[absent, k] = self._rng.choice(pool, len(absent))
+            rows[absent, k] = rng.choice(pool, len(absent))
         return rows, drawn
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the sampler is, with its generator as it was before the epoch under way."""
-        rng = self._rng_before if self._under_way else self._rng.bit_generator.state
-        return {**super().state_dict(), "generator": rng}
+        """Where the sampler is between two epochs, and the state of its generator."""
+        return {**super().state_dict(), "generator": self.rng.bit_generator.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a saved state: the next training epoch yields what would have come next."""
+        """Take up a saved state: the next epochs yield what would have come next."""
         super().load_state_dict(state)
-        self._rng.bit_generator.state = state["generator"]
+        self.rng.bit_generator.state = state["generator"]
 
 
 def cell_sampler(
-    cells: np.ndarray, layers: list[LayerData], batch_size: int, val_split: float, seed: int
+    cells: np.ndarray,
+    layers: list[LayerData],
+    batch_size: int,
+    val_split: float,
+    seed: int,
+    max_steps: int | None = None,
 ) -> Sampler:
     """Full shuffle of cells in memory; block shuffle, read ahead, where a layer is on disk.
 
@@ -107,12 +125,12 @@ def cell_sampler(
         (n_ids, n_layers) rows of each cell in each layer, -1 where absent.
     layers
         The layers, which serve what is read.
-    batch_size, val_split, seed
+    batch_size, val_split, seed, max_steps
         As of `CellSampler`.
     """
     if not any(layer.streamed for layer in layers):
-        return CellSampler(cells, batch_size, val_split, seed)
-    sampler = BlockSampler(cells, batch_size, val_split, seed)
+        return CellSampler(cells, batch_size, val_split, seed, max_steps)
+    sampler = BlockSampler(cells, batch_size, val_split, seed, max_steps)
     sampler.through = Prefetch([layer if layer.streamed else None for layer in layers])
     return sampler
 
@@ -140,6 +158,8 @@ class GlueTask:
         Whether the terms of the paired variant are added.
     seed
         Seed of every random choice.
+    max_steps
+        Training steps of an epoch at most; None for whole passes over the cells.
     """
 
     monitor = "vae"
@@ -156,6 +176,7 @@ class GlueTask:
         n_shared_batches: int | None,
         paired: bool,
         seed: int,
+        max_steps: int | None = None,
     ) -> None:
         self.model: nn.Module = network
         self.network = network
@@ -172,7 +193,7 @@ class GlueTask:
         )
         streams = np.random.SeedSequence(seed).generate_state(2)
         self.cells = cell_sampler(
-            inputs.cells, layers, config.batch_size, config.val_split, int(streams[0])
+            inputs.cells, layers, config.batch_size, config.val_split, int(streams[0]), max_steps
         )
         self.edges = EdgeSampler(
             inputs.graph,
@@ -192,11 +213,31 @@ class GlueTask:
 
     # -- what the engine calls -------------------------------------------------------------
 
-    def train_steps(self, epoch: int) -> Iterator[dict[str, Tensor]]:
-        """Discriminator step, then generator step, for every minibatch."""
+    @property
+    def mixed(self) -> list[nn.Module]:
+        """Encoders and discriminator; graph, decoders and likelihoods stay in float32."""
+        return [*self.network.encoders.values(), self.network.discriminator]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the cells are, and the generator of the edges, which start anew every epoch."""
+        return {"cells": self.cells.state_dict(), "edges": self.edges.rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state of `state_dict`."""
+        self.cells.load_state_dict(state["cells"])
+        self.edges.rng.bit_generator.state = state["edges"]
+
+    def close(self) -> None:
+        """Let go of what is read ahead, when the training has ended."""
+        self.cells.close()
+
+    def train_steps(self, epoch: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
+        """Discriminator step, then generator step, for every minibatch from `start` on."""
         tau = self.noise_level(epoch)
         self._edge_stream = iter(())
-        for rows, drawn in self.cells.epoch("train"):
+        for _ in range(start):
+            self._next_edges()
+        for rows, drawn in self.cells.epoch("train", start):
             batch = self._gather(rows, drawn)
             self._adversary.zero_grad(set_to_none=True)
             with torch.no_grad():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import logging
 import os
@@ -64,7 +63,7 @@ def _run(method: type[Method], request: RunRequest, scratch: Path) -> dict[str, 
     if missing:
         msg = f"{info.name} needs {', '.join(missing)}, which this environment lacks"
         raise NotApplicable(msg)
-    data = Layers.read(request.input)
+    data = Layers.read(request.input, backed=None if info.reads_disk else False)
     method.check_applicable(data)
     guidance = (
         Guidance.load(request.guidance)
@@ -84,7 +83,11 @@ def _run(method: type[Method], request: RunRequest, scratch: Path) -> dict[str, 
     training = TrainingRun(
         checkpoint=output / CHECKPOINT_FILE if request.checkpoint_every else None,
         checkpoint_every=request.checkpoint_every,
-        key=functools.partial(run_key, request, method, config),
+        # Where the counts are decides the order of the cells, and may be set from outside.
+        key=lambda: {
+            **run_key(request, method, config),
+            "storage": "disk" if data.on_disk else "memory",
+        },
         history=output / HISTORY_FILE,
         precision=request.precision,
         check_gradients=request.check_gradients,

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from scbraid.data.backed import BackedArray, BackedMatrix
 from scbraid.data.layers import Layer, Layers
 from scbraid.errors import DataError
 
@@ -220,3 +221,58 @@ def test_lengths_must_agree(changes, message):
     with pytest.raises(DataError) as caught:
         Layer(**{**fields, **changes})
     assert str(caught.value) == message
+
+
+# ------------------------------------------------------------------------------------ left on disk
+
+
+@pytest.fixture
+def two_layers(tmp_path):
+    return write(tmp_path / "a.h5mu", {"rna": make_anndata(), "atac": make_anndata(seed=1)})
+
+
+def test_layers_on_disk_are_those_in_memory(two_layers):
+    inside, outside = Layers.read(two_layers, backed=False), Layers.read(two_layers, backed=True)
+    assert (inside.on_disk, outside.on_disk) == (False, True)
+    rows = np.array([5, 0, 3])
+    for name, layer in inside.layers.items():
+        other = outside[name]
+        assert isinstance(other.counts, BackedMatrix)
+        assert isinstance(other.reps["X_pca"], BackedArray)
+        assert (other.n_cells, other.n_features) == (layer.n_cells, layer.n_features)
+        for one, two in ((layer, other), (layer.take(rows), other.take(rows))):
+            np.testing.assert_array_equal(two.counts.tocsr().toarray(), one.counts.toarray())
+            np.testing.assert_array_equal(two.reps["X_pca"], one.reps["X_pca"])
+            np.testing.assert_array_equal(two.cells, one.cells)
+        # What a method that knows nothing of it does with counts: it reads them.
+        np.testing.assert_array_equal(
+            other.counts[:, np.array([4, 1])].toarray(), layer.counts[:, [4, 1]].toarray()
+        )
+    assert list(Layers.read(two_layers, backed=True, reps=["X_pca"])["rna"].reps) == ["X_pca"]
+
+
+def test_large_data_stay_on_disk_and_a_folder_counts_as_one(tmp_path, two_layers, monkeypatch):
+    for name, seed in (("rna", 0), ("atac", 1)):
+        make_anndata(seed=seed).write_h5ad(tmp_path / f"{name}.h5ad")
+    with h5py.File(two_layers) as file:
+        stored = sum(file[f"mod/{name}/X/data"].shape[0] for name in ("rna", "atac"))
+    needed = 8 * stored + 4 * 2 * 8 * (3 + 2)
+    for limit, on_disk in ((needed - 1, True), (needed, False)):
+        monkeypatch.setenv("SCBRAID_BACKED_ABOVE", repr(limit / 2**20))
+        assert Layers.read(two_layers).on_disk == on_disk
+        assert Layers.read(tmp_path).on_disk == on_disk
+    # An explicit choice goes before size.
+    monkeypatch.setenv("SCBRAID_BACKED_ABOVE", "0")
+    assert not Layers.read(two_layers, backed=False).on_disk
+
+
+@pytest.mark.parametrize("form", ["csc", "dense"])
+def test_only_csr_can_stay_on_disk(tmp_path, form, monkeypatch, caplog):
+    path = write(tmp_path / "a.h5mu", {"rna": make_anndata(), "atac": make_anndata(form)})
+    with pytest.raises(DataError, match="layer 'atac' cannot stay on disk, because its X is not"):
+        Layers.read(path, backed=True)
+    monkeypatch.setenv("SCBRAID_BACKED_ABOVE", "0")
+    data = Layers.read(path)
+    assert isinstance(data["rna"].counts, BackedMatrix)
+    assert sp.isspmatrix_csr(data["atac"].counts)
+    assert "layer 'atac' cannot stay on disk" in caplog.text

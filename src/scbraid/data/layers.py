@@ -2,14 +2,16 @@
 
 A training node needs neither anndata nor mudata: `Layers.read` understands the parts of the AnnData
 format that the pipeline uses (X as CSR, CSC or dense array; data frames with plain, categorical
-and nullable columns; obsm arrays; text in uns).
+and nullable columns; obsm arrays; text in uns). Counts and representations of large data sets stay
+in the file and are read by blocks of rows (`scbraid.data.backed`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,18 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from scbraid.data.backed import (
+    ENTRY_BYTES,
+    Array,
+    BackedArray,
+    BackedMatrix,
+    Matrix,
+    backed_above,
+    take_rows,
+)
 from scbraid.errors import DataError
+
+logger = logging.getLogger("scbraid")
 
 UNS_KEY = "scbraid"
 
@@ -33,23 +46,24 @@ class Layer:
         Modality: ``rna``, ``atac``, ``met``, ``adt`` or another name.
     counts
         float32 CSR of shape (n_cells, n_features): raw counts, or the values that the layer's
-        likelihood describes (methylation ratios).
+        likelihood describes (methylation ratios). A `BackedMatrix` where they stay on disk.
     cells
         Names, shape (n_cells,), unique within the layer.
     features
         One row a feature, indexed by its name; columns such as chrom, chromStart, chromEnd,
         strand, highly_variable.
     reps
-        Representations by obsm key, each float32 of shape (n_cells, k).
+        Representations by obsm key, each float32 of shape (n_cells, k); a `BackedArray` where they
+        stay on disk.
     batch
         Batch names of shape (n_cells,), empty text where unknown; or None.
     """
 
     name: str
-    counts: sp.csr_matrix
+    counts: Matrix
     cells: np.ndarray
     features: pd.DataFrame
-    reps: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    reps: Mapping[str, Array] = dataclasses.field(default_factory=dict)
     batch: np.ndarray | None = None
 
     def __post_init__(self) -> None:
@@ -93,12 +107,12 @@ class Layer:
         return columns
 
     def take(self, cells: np.ndarray) -> Layer:
-        """Return the layer restricted to (or reordered by) the given cell positions."""
+        """Return the layer restricted to (or reordered by) the given cell positions or mask."""
         return dataclasses.replace(
             self,
-            counts=self.counts[cells],
+            counts=take_rows(self.counts, cells),
             cells=self.cells[cells],
-            reps={key: rep[cells] for key, rep in self.reps.items()},
+            reps={key: take_rows(rep, cells) for key, rep in self.reps.items()},
             batch=None if self.batch is None else self.batch[cells],
         )
 
@@ -129,8 +143,15 @@ class Layers:
         """Modality names, in order."""
         return list(self.layers)
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether the counts of some layer stay in their file."""
+        return any(isinstance(layer.counts, BackedMatrix) for layer in self.layers.values())
+
     @classmethod
-    def read(cls, path: str | Path, *, reps: Sequence[str] | None = None) -> Layers:
+    def read(
+        cls, path: str | Path, *, reps: Sequence[str] | None = None, backed: bool | None = None
+    ) -> Layers:
         """Read an h5mu file, or a folder that holds one h5ad file a layer (``rna.h5ad``, ...).
 
         Parameters
@@ -139,11 +160,17 @@ class Layers:
             The file or folder.
         reps
             obsm keys to read; all when None.
+        backed
+            True leaves counts and representations in the file, which must stay there until they
+            are no longer used; False reads them. By default they stay where counts (8 bytes an
+            entry) and representations would need more memory than `backed_above` says: 2 GiB, or
+            what SCBRAID_BACKED_ABOVE sets in MiB.
 
         Raises
         ------
         DataError
-            When the file is absent, is no HDF5 file, or lacks a part; the message names it.
+            When the file is absent, is no HDF5 file, or lacks a part; the message names it. When
+            `backed` is True and a layer's X is not CSR.
         """
         path = Path(path)
         if path.is_dir():
@@ -151,24 +178,28 @@ class Layers:
             if not files:
                 msg = f"{path} holds no .h5ad file; expected one a layer, such as rna.h5ad"
                 raise DataError(msg)
-            layers: dict[str, Layer] = {}
-            meta: dict[str, Any] = {}
-            for file in files:
-                with _open(file) as handle:
-                    layers[file.stem] = _read_layer(handle, file.stem, file, reps)
-                    meta.update(_read_meta(handle))
         else:
-            with _open(path) as handle:
-                if "mod" in handle:
-                    names = handle["mod"].attrs.get("mod-order", sorted(handle["mod"]))
-                    layers = {
-                        str(name): _read_layer(handle["mod"][str(name)], str(name), path, reps)
-                        for name in names
-                    }
-                else:
-                    name = path.stem
-                    layers = {name: _read_layer(handle, name, path, reps)}
-                meta = _read_meta(handle)
+            files = [path]
+        layers: dict[str, Layer] = {}
+        meta: dict[str, Any] = {}
+        if backed is None:
+            limit = backed_above()
+            stay = sum(_memory_bytes(file, reps) for file in files) > limit
+        else:
+            stay = backed
+        for file in files:
+            with _open(file) as handle:
+                for name, node in _layer_nodes(handle, file).items():
+                    layers[name] = _read_layer(handle[node], name, file, reps, backed=stay)
+                    if stay and not isinstance(layers[name].counts, BackedMatrix):
+                        msg = (
+                            f"{file}: layer {name!r} cannot stay on disk, because its X is not "
+                            "CSR; store it as CSR"
+                        )
+                        if backed:
+                            raise DataError(msg)
+                        logger.warning("%s, or it takes memory as a whole", msg)
+                meta.update(_read_meta(handle))
         # A prepared input states its task; a data set states whether its cells are paired.
         paired = meta["task"] == "paired" if "task" in meta else bool(meta.get("paired", False))
         return cls(layers, paired=paired, meta=meta)
@@ -185,6 +216,31 @@ def _open(path: Path) -> h5py.File:
         raise DataError(msg) from error
 
 
+def _layer_nodes(handle: h5py.File, path: Path) -> dict[str, str]:
+    """Path of each layer's group in a file, by name and in order."""
+    if "mod" not in handle:
+        return {path.stem: "/"}
+    names = handle["mod"].attrs.get("mod-order", sorted(handle["mod"]))
+    return {str(name): f"/mod/{name}" for name in names}
+
+
+def _memory_bytes(path: Path, reps: Sequence[str] | None) -> int:
+    """Bytes that counts and representations of a file's layers need in memory."""
+    total = 0
+    with _open(path) as handle:
+        for node in _layer_nodes(handle, path).values():
+            group = handle[node]
+            parts = group.get("X")
+            if isinstance(parts, h5py.Group) and "data" in parts:
+                total += ENTRY_BYTES * parts["data"].shape[0]
+            elif isinstance(parts, h5py.Dataset):
+                total += ENTRY_BYTES * parts.size
+            for key, rep in group.get("obsm", {}).items():
+                if isinstance(rep, h5py.Dataset) and (reps is None or key in reps):
+                    total += 4 * rep.size
+    return total
+
+
 def _read_meta(group: h5py.Group) -> dict[str, Any]:
     node = group.get(f"uns/{UNS_KEY}")
     if node is None:
@@ -197,7 +253,9 @@ def _read_meta(group: h5py.Group) -> dict[str, Any]:
     return dict(meta)
 
 
-def _read_layer(group: h5py.Group, name: str, path: Path, reps: Sequence[str] | None) -> Layer:
+def _read_layer(
+    group: h5py.Group, name: str, path: Path, reps: Sequence[str] | None, *, backed: bool
+) -> Layer:
     for part in ("X", "obs", "var"):
         if part not in group:
             msg = f"{path}: layer {name!r} has no {part}; expected an AnnData group"
@@ -212,13 +270,20 @@ def _read_layer(group: h5py.Group, name: str, path: Path, reps: Sequence[str] | 
             )
             raise DataError(msg)
     obsm = group.get("obsm", {})
+    X = group["X"]
+    # Dense and CSC matrices cannot be read by rows.
+    by_rows = isinstance(X, h5py.Group) and X.attrs.get("encoding-type") != "csc_matrix"
     return Layer(
         name=name,
-        counts=read_matrix(group["X"]),
+        counts=BackedMatrix(path, X.name) if backed and by_rows else read_matrix(X),
         cells=obs.index.to_numpy(dtype=str),
         features=var,
         reps={
-            key: np.asarray(node, dtype=np.float32)
+            key: (
+                BackedArray(path, node.name)
+                if backed and node.ndim == 2
+                else np.asarray(node, dtype=np.float32)
+            )
             for key, node in obsm.items()
             if isinstance(node, h5py.Dataset) and (reps is None or key in reps)
         },

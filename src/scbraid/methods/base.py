@@ -50,6 +50,9 @@ class MethodInfo:
         ``core`` (always there), ``extra`` (optional package) or ``environment`` (its own one).
     requires
         Import names that must be installed.
+    reads_disk
+        True when it can work with counts and representations that stay on disk
+        (`scbraid.data.backed`); otherwise it is given them in memory, whatever their size.
     citation
         Reference with DOI; empty for controls.
     """
@@ -64,6 +67,7 @@ class MethodInfo:
     deterministic: bool = False
     tier: Literal["core", "extra", "environment"] = "core"
     requires: tuple[str, ...] = ()
+    reads_disk: bool = False
     citation: str = ""
 
     def missing_packages(self) -> list[str]:

@@ -33,20 +33,22 @@ def write_embedding(
     """
     names = [np.asarray(cells[name], dtype=object) for name in embeddings]
     modality = np.repeat(np.array(list(embeddings), dtype=object), [len(part) for part in names])
-    matrix = (
-        np.concatenate([np.asarray(part, dtype=np.float32) for part in embeddings.values()])
-        if embeddings
-        else np.zeros((0, 0), np.float32)
-    )
+    width = max((part.shape[1] for part in embeddings.values()), default=0)
     index = np.concatenate(names) if names else np.zeros(0, dtype=object)
     with atomic_path(path) as partial, h5py.File(partial, "w", track_order=False) as file:
         _mark(file, "anndata", "0.1.0")
-        _array(file, "X", np.zeros((len(matrix), 0), np.float32))
+        _array(file, "X", np.zeros((len(index), 0), np.float32))
         _frame(file, "obs", {"_index": index, "modality": modality})
         _frame(file, "var", {"_index": np.zeros(0, dtype=object)})
         for group in ("obsm", "varm", "obsp", "varp", "layers", "uns"):
             _mark(file.create_group(group), "dict", "0.1.0")
-        _array(file["obsm"], key, matrix)
+        # Layer by layer, so that no second copy of all embeddings is in memory.
+        rows = file["obsm"].create_dataset(key, (len(index), width), np.float32, track_times=False)
+        _mark(rows, "array", "0.2.0")
+        first = 0
+        for part in embeddings.values():
+            rows[first : first + len(part)] = part
+            first += len(part)
 
 
 def write_features(path: str | Path, result: MethodResult) -> None:

@@ -56,6 +56,9 @@ class CountBatch:
 class CountMatrix:
     """A CSR matrix whose three arrays live on one device.
 
+    Column numbers are held in 4 bytes and values in as few as represent them exactly (1 for counts
+    up to 255, 2 up to 32,767); a minibatch gets both at full width.
+
     Parameters
     ----------
     matrix
@@ -63,7 +66,7 @@ class CountMatrix:
     device
         Where the arrays go, once.
     dtype
-        Type of the values.
+        Type of a minibatch's values.
     """
 
     def __init__(
@@ -71,9 +74,10 @@ class CountMatrix:
     ) -> None:
         csr = sp.csr_matrix(matrix)
         self.shape = (int(csr.shape[0]), int(csr.shape[1]))
+        self.dtype = dtype
         self.indptr = torch.from_numpy(csr.indptr.astype(np.int64)).to(device)
-        self.indices = torch.from_numpy(csr.indices.astype(np.int64)).to(device)
-        self.values = torch.from_numpy(csr.data.astype(np.float64)).to(device, dtype)
+        self.indices = torch.from_numpy(csr.indices.astype(np.int32)).to(device)
+        self.values = _compact(csr.data, dtype).to(device)
         library = np.asarray(csr.sum(axis=1, dtype=np.float64)).ravel()
         self.library = torch.from_numpy(library).to(device, dtype)
 
@@ -88,8 +92,21 @@ class CountMatrix:
         flat = starts[rows] + rank
         return CountBatch(
             rows,
-            self.indices[flat],
-            self.values[flat],
+            self.indices[flat].to(torch.long),
+            self.values[flat].to(self.dtype),
             (len(cells), self.shape[1]),
             self.library[cells],
         )
+
+
+def _compact(values: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """Copy values into the narrowest type that holds each of them exactly, or into `dtype`."""
+    if len(values) and values.min() >= 0:
+        # torch gathers no uint16, hence int16.
+        for narrow in (np.uint8, np.int16):
+            if values.max() <= np.iinfo(narrow).max:
+                found = values.astype(narrow)
+                if (found == values).all():
+                    return torch.from_numpy(found)
+                break
+    return torch.tensor(values, dtype=dtype)

@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from scbraid.data.backed import BackedMatrix, RowBlocks, row_blocks
 from scbraid.errors import ConfigError, DataError
-from scbraid.prepare.transforms import as_csr, column_moments, column_sums
+from scbraid.prepare.transforms import ColumnMoments, as_csr, column_moments, column_sums
 
 
 def highly_variable(
-    counts: sp.spmatrix | np.ndarray,
+    counts: sp.spmatrix | np.ndarray | BackedMatrix,
     n_top: int = 2000,
     *,
     batch: np.ndarray | None = None,
@@ -27,7 +28,7 @@ def highly_variable(
     Parameters
     ----------
     counts
-        Raw counts, shape (n_cells, n_features).
+        Raw counts, shape (n_cells, n_features), in memory or on disk, where they are read twice.
     n_top
         Number of features to flag, 1 to n_features.
     batch
@@ -49,24 +50,24 @@ def highly_variable(
     ConfigError
         When `n_top` is outside its range.
     """
-    matrix = as_csr(counts)
+    matrix = counts if isinstance(counts, BackedMatrix) else as_csr(counts)
     n_cells, n_features = matrix.shape
     if not 1 <= n_top <= n_features:
         msg = f"n_top is {n_top}; expected 1 to {n_features} (the number of features)"
         raise ConfigError(msg)
-    if (matrix.data < 0).any() or (matrix.data != np.round(matrix.data)).any():
-        msg = "highly_variable needs raw counts; found negative or fractional values"
-        raise DataError(msg)
     groups = np.zeros(n_cells, dtype=np.int64) if batch is None else np.asarray(batch)
     if groups.shape != (n_cells,):
         msg = f"batch has shape {groups.shape}; expected ({n_cells},)"
         raise DataError(msg)
-    names = np.unique(groups)
-    scores = np.empty((len(names), n_features))
-    for row, name in enumerate(names):
-        part = matrix if len(names) == 1 else matrix[groups == name]
-        where = "" if batch is None else f" in batch {str(name)!r}"
-        scores[row] = _standardised_variance(part, span, where)
+    names, codes = np.unique(groups, return_inverse=True)
+    total, moments = _moments_by_batch(matrix, codes, len(names))
+    expected = [
+        expected_deviation(
+            own.mean, own.variance, span, "" if batch is None else f" in batch {str(name)!r}"
+        )
+        for own, name in zip(moments, names, strict=True)
+    ]
+    scores = _standardised_variances(matrix, codes, moments, expected)
 
     ranks = np.argsort(np.argsort(-scores, axis=1), axis=1).astype(np.float64)
     ranks[ranks >= n_top] = np.nan
@@ -78,11 +79,10 @@ def highly_variable(
     order = np.lexsort((-n_batches, np.where(ranked, rank, np.inf)))
     chosen = np.zeros(n_features, dtype=bool)
     chosen[order[:n_top]] = True
-    means, variances = column_moments(matrix)
     return pd.DataFrame(
         {
-            "means": means,
-            "variances": variances,
+            "means": total.mean,
+            "variances": total.variance,
             "variances_norm": scores.mean(axis=0),
             "highly_variable_rank": rank,
             "highly_variable_nbatches": n_batches,
@@ -91,20 +91,56 @@ def highly_variable(
     )
 
 
-def _standardised_variance(counts: sp.csr_matrix, span: float, where: str) -> np.ndarray:
-    n_cells = counts.shape[0]
-    mean, variance = column_moments(counts)
-    expected = expected_deviation(mean, variance, span, where)
+def _moments_by_batch(
+    matrix: sp.csr_matrix | BackedMatrix, codes: np.ndarray, n_batches: int
+) -> tuple[ColumnMoments, list[ColumnMoments]]:
+    """Moments over all cells and over those of each batch, in one pass."""
+    total = ColumnMoments()
+    moments = [ColumnMoments() for _ in range(n_batches)] if n_batches > 1 else [total]
+    for first, block in row_blocks(matrix):
+        if (block.data < 0).any() or (block.data != np.round(block.data)).any():
+            msg = "highly_variable needs raw counts; found negative or fractional values"
+            raise DataError(msg)
+        total.add(block)
+        if n_batches > 1:
+            own = codes[first : first + block.shape[0]]
+            for code, found in enumerate(moments):
+                found.add(block[own == code])
+    return total, moments
+
+
+def _standardised_variances(
+    matrix: sp.csr_matrix | BackedMatrix,
+    codes: np.ndarray,
+    moments: list[ColumnMoments],
+    expected: list[np.ndarray],
+) -> np.ndarray:
+    """Variance of the clipped standardised counts in every batch, (n_batches, n_features)."""
     # Clipping raw counts here is clipping standardised values at √n_cells.
-    bound = expected * np.sqrt(n_cells) + mean
-    clipped = sp.csr_matrix(
-        (np.minimum(counts.data, bound[counts.indices]), counts.indices, counts.indptr),
-        shape=counts.shape,
-    )
-    sums = column_sums(clipped)
-    clipped.data **= 2
-    squares = column_sums(clipped)
-    return (n_cells * mean**2 + squares - 2 * sums * mean) / ((n_cells - 1) * expected**2)
+    bounds = [
+        deviation * np.sqrt(own.n_rows) + own.mean
+        for own, deviation in zip(moments, expected, strict=True)
+    ]
+    sums = np.zeros((len(moments), matrix.shape[1]))
+    squares = np.zeros_like(sums)
+    for first, block in row_blocks(matrix):
+        batches = codes[first : first + block.shape[0]]
+        for code, bound in enumerate(bounds):
+            part = block if len(bounds) == 1 else block[batches == code]
+            clipped = sp.csr_matrix(
+                (np.minimum(part.data, bound[part.indices]), part.indices, part.indptr),
+                shape=part.shape,
+            )
+            sums[code] += column_sums(clipped)
+            clipped.data **= 2
+            squares[code] += column_sums(clipped)
+    scores = np.empty_like(sums)
+    for code, (own, deviation) in enumerate(zip(moments, expected, strict=True)):
+        n_cells, mean = own.n_rows, own.mean
+        scores[code] = (n_cells * mean**2 + squares[code] - 2 * sums[code] * mean) / (
+            (n_cells - 1) * deviation**2
+        )
+    return scores
 
 
 def expected_deviation(
@@ -144,7 +180,7 @@ def expected_deviation(
     return np.sqrt(10**fitted)
 
 
-def most_variable(values: sp.csr_matrix, n_top: int) -> np.ndarray:
+def most_variable(values: sp.csr_matrix | RowBlocks, n_top: int) -> np.ndarray:
     """Flag the `n_top` features of largest variance, for layers that hold no counts.
 
     Parameters

@@ -11,9 +11,16 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
 from scbraid._version import __version__
+from scbraid.data.backed import (
+    COMPRESSION,
+    Array,
+    BackedArray,
+    BackedMatrix,
+    Matrix,
+    array_blocks,
+)
 from scbraid.data.layers import UNS_KEY, Layer, Layers
 from scbraid.files import atomic_path
 
@@ -21,12 +28,9 @@ from scbraid.files import atomic_path
 HEADER_SIZE = 512
 FORMAT_VERSION = "0.1.0"
 
-# Readable everywhere, and the first level is nearly as small as the others on sparse counts.
-COMPRESSION = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
-
 
 def write_h5mu(path: str | os.PathLike[str], data: Layers) -> None:
-    """Write layers as an h5mu file, atomically.
+    """Write layers as an h5mu file, atomically; what is on disk goes over block by block.
 
     Counts are stored as gzip-compressed CSR with sorted indices and no stored zeros, `batch` as the
     only obs column, all columns of `features` as var, `reps` as obsm and `meta` as JSON text in
@@ -67,15 +71,15 @@ def _write_root(file: h5py.File, data: Layers) -> None:
     features = {
         name: layer.features.index.to_numpy(dtype=str) for name, layer in data.layers.items()
     }
-    joint_cells = list(dict.fromkeys(str(cell) for names in cells.values() for cell in names))
+    # Codes and names in order of first appearance, without a Python object for every position.
+    codes, joint_cells = pd.factorize(
+        np.concatenate([np.asarray(names, dtype=object) for names in cells.values()])
+    )
     joint_features = [str(feature) for names in features.values() for feature in names]
     _write_frame(file, "obs", pd.DataFrame(index=joint_cells))
     _write_frame(file, "var", pd.DataFrame(index=joint_features))
-    place = {cell: position for position, cell in enumerate(joint_cells)}
-    cell_rows = {
-        name: np.array([place[str(cell)] for cell in names], dtype=np.int64)
-        for name, names in cells.items()
-    }
+    ends = np.cumsum([len(names) for names in cells.values()])
+    cell_rows = dict(zip(cells, np.split(codes, ends[:-1]), strict=True))
     # The same feature name may stand in two layers, so features are placed one layer after another.
     feature_rows: dict[str, np.ndarray] = {}
     start = 0
@@ -109,12 +113,25 @@ def _write_layer(group: h5py.Group, layer: Layer) -> None:
     _write_frame(group, "var", layer.features)
     reps = _group(group, "obsm")
     for key, rep in layer.reps.items():
-        _write_array(reps, key, np.ascontiguousarray(rep, dtype=np.float32))
+        _write_rep(reps, key, rep)
     for name in ("layers", "obsp", "uns", "varm", "varp"):
         _group(group, name)
 
 
-def _write_csr(group: h5py.Group, name: str, matrix: sp.csr_matrix) -> None:
+def _write_rep(group: h5py.Group, name: str, rep: Array) -> None:
+    if not isinstance(rep, BackedArray):
+        _write_array(group, name, np.ascontiguousarray(rep, dtype=np.float32))
+        return
+    node = group.create_dataset(name, rep.shape, np.float32)
+    _set_encoding(node, "array", "0.2.0", encoder=False)
+    for first, block in array_blocks(rep):
+        node[first : first + len(block)] = block
+
+
+def _write_csr(group: h5py.Group, name: str, matrix: Matrix) -> None:
+    if isinstance(matrix, BackedMatrix):
+        matrix.write_to(group, name)
+        return
     matrix = matrix.astype(np.float32)
     matrix.sum_duplicates()
     matrix.eliminate_zeros()

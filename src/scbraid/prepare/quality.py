@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.sparse as sp
 
+from scbraid.data.backed import Matrix, row_blocks
 from scbraid.errors import ConfigError
 from scbraid.prepare.transforms import column_sums, row_sums
 
@@ -58,7 +59,7 @@ class CellQuality:
 
 
 def check_cells(
-    counts: sp.csr_matrix, features: Sequence[str], thresholds: Thresholds | None = None
+    counts: Matrix, features: Sequence[str], thresholds: Thresholds | None = None
 ) -> CellQuality:
     """Apply thresholds to the cells of one layer.
 
@@ -77,11 +78,14 @@ def check_cells(
         When a mitochondrial limit is set and no feature name starts with ``MT-``.
     """
     limits = thresholds or Thresholds()
-    totals = row_sums(counts)
-    detected = np.bincount(
-        np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))[counts.data != 0],
-        minlength=counts.shape[0],
-    )
+    mitochondrial = None
+    if limits.max_mitochondrial is not None:
+        mitochondrial = np.array([str(name).upper().startswith("MT-") for name in features])
+        if not mitochondrial.any():
+            msg = "max_mitochondrial is set, but no feature name starts with 'MT-'; leave it unset"
+            raise ConfigError(msg)
+    measured = [_measure(block, mitochondrial) for _, block in row_blocks(counts)]
+    totals, detected, share = (np.concatenate(parts) for parts in zip(*measured, strict=True))
     fails = {"empty": detected == 0}
     if limits.min_counts is not None:
         fails["min_counts"] = totals < limits.min_counts
@@ -90,20 +94,32 @@ def check_cells(
     if limits.min_features is not None:
         fails["min_features"] = detected < limits.min_features
     if limits.max_mitochondrial is not None:
-        mitochondrial = np.array([str(name).upper().startswith("MT-") for name in features])
-        if not mitochondrial.any():
-            msg = "max_mitochondrial is set, but no feature name starts with 'MT-'; leave it unset"
-            raise ConfigError(msg)
-        share = row_sums(counts[:, mitochondrial]) / np.where(totals > 0, totals, 1.0)
         fails["max_mitochondrial"] = share > limits.max_mitochondrial
     removed = {reason: int(failed.sum()) for reason, failed in fails.items() if failed.any()}
     return CellQuality(~np.any(list(fails.values()), axis=0), removed)
 
 
-def detected_features(values: sp.csr_matrix) -> np.ndarray:
+def _measure(
+    counts: sp.csr_matrix, mitochondrial: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Total, number of detected features and mitochondrial share of each cell."""
+    totals = row_sums(counts)
+    detected = np.bincount(
+        np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))[counts.data != 0],
+        minlength=counts.shape[0],
+    )
+    if mitochondrial is None:
+        return totals, detected, np.zeros(len(totals))
+    return totals, detected, row_sums(counts[:, mitochondrial]) / np.where(totals > 0, totals, 1.0)
+
+
+def detected_features(values: Matrix) -> np.ndarray:
     """Flag features with a value other than 0 in at least one cell, bool (n_features,).
 
     For counts this is a total count of at least 1.
     """
-    stored = sp.csr_matrix((np.abs(values.data), values.indices, values.indptr), values.shape)
-    return column_sums(stored) > 0
+    found = np.zeros(values.shape[1], dtype=bool)
+    for _, block in row_blocks(values):
+        stored = sp.csr_matrix((np.abs(block.data), block.indices, block.indptr), block.shape)
+        found |= column_sums(stored) > 0
+    return found

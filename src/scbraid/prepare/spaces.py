@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import scipy.sparse as sp
 
+from scbraid.data.backed import BackedMatrix, row_blocks
 from scbraid.errors import ConfigError, DataError, UnknownNameError
+from scbraid.prepare.streamed import MappedRows, right_vectors
 from scbraid.prepare.svd import Solver, truncated_svd
 from scbraid.prepare.transforms import (
     as_csr,
@@ -22,6 +24,8 @@ from scbraid.registry import near_miss
 
 # What term frequencies are multiplied with before the logarithm, in every form.
 LSI_FACTOR = 1e4
+# Singular values below this share of the largest are rounding.
+RANK_CUTOFF = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +81,26 @@ def pca(X: sp.spmatrix | np.ndarray, n_components: int, *, seed: int = 0) -> Pca
     return Pca((found.U * found.s).astype(np.float32), found.Vt, variance, ratio)
 
 
+def pca_blocks(
+    X: BackedMatrix | MappedRows, n_components: int, *, seed: int = 0
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Return the leading principal components of a matrix on disk, block by block.
+
+    Parameters
+    ----------
+    X, n_components, seed
+        As of `pca`. Exact up to 4,096 features, see `scbraid.prepare.streamed.right_vectors`.
+
+    Yields
+    ------
+    tuple
+        First row of a block, and its scores, float32 (n_rows, n_components).
+    """
+    found = right_vectors(X, n_components, centred=True, seed=seed)
+    for first, scores in found.coordinates(X):
+        yield first, scores.astype(np.float32)
+
+
 @dataclasses.dataclass(frozen=True)
 class LsiForm:
     """One form of latent semantic indexing.
@@ -84,7 +108,7 @@ class LsiForm:
     Attributes
     ----------
     weigh
-        From counts to the matrix that is decomposed.
+        From counts and idf to the matrix that is decomposed; cell by cell.
     keep_first
         Whether the first component, which follows sequencing depth, is kept.
     singular_values
@@ -94,18 +118,23 @@ class LsiForm:
         components.
     """
 
-    weigh: Callable[[sp.csr_matrix], sp.csr_matrix]
+    weigh: Callable[[sp.csr_matrix, np.ndarray], sp.csr_matrix]
     keep_first: bool
     singular_values: bool
     standardise_cells: bool
 
+    def finish(self, U: np.ndarray, s: np.ndarray) -> np.ndarray:
+        """From left vectors and singular values to the coordinates of the cells, float32."""
+        found = U * s if self.singular_values else U
+        found = found[:, 0 if self.keep_first else 1 :]
+        if self.standardise_cells:
+            found = found - found.mean(axis=1, keepdims=True)
+            found /= found.std(axis=1, ddof=1, keepdims=True)
+        return found.astype(np.float32)
+
 
 def _term_frequency(counts: sp.csr_matrix) -> sp.csr_matrix:
     return scale_rows(counts, 1.0 / row_sums(counts))
-
-
-def _inverse_frequency(counts: sp.csr_matrix) -> np.ndarray:
-    return counts.shape[0] / column_sums(counts)
 
 
 def _scale_columns(matrix: sp.csr_matrix, factors: np.ndarray) -> sp.csr_matrix:
@@ -113,27 +142,25 @@ def _scale_columns(matrix: sp.csr_matrix, factors: np.ndarray) -> sp.csr_matrix:
     return sp.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
-def _glue_weights(counts: sp.csr_matrix) -> sp.csr_matrix:
-    weighted = _scale_columns(_term_frequency(counts), _inverse_frequency(counts))
+def _glue_weights(counts: sp.csr_matrix, idf: np.ndarray) -> sp.csr_matrix:
+    weighted = _scale_columns(_term_frequency(counts), idf)
     return log1p(scale_rows(weighted, LSI_FACTOR / row_sums(weighted)))
 
 
-def _log_idf_weights(counts: sp.csr_matrix) -> sp.csr_matrix:
-    idf = np.log1p(_inverse_frequency(counts))
+def _log_idf_weights(counts: sp.csr_matrix, idf: np.ndarray) -> sp.csr_matrix:
+    return log1p(_scale_columns(_term_frequency(counts), LSI_FACTOR * np.log1p(idf)))
+
+
+def _signac1_weights(counts: sp.csr_matrix, idf: np.ndarray) -> sp.csr_matrix:
     return log1p(_scale_columns(_term_frequency(counts), LSI_FACTOR * idf))
 
 
-def _signac1_weights(counts: sp.csr_matrix) -> sp.csr_matrix:
-    idf = _inverse_frequency(counts)
-    return log1p(_scale_columns(_term_frequency(counts), LSI_FACTOR * idf))
-
-
-def _signac3_weights(counts: sp.csr_matrix) -> sp.csr_matrix:
+def _signac3_weights(counts: sp.csr_matrix, idf: np.ndarray) -> sp.csr_matrix:
     log_tf = log1p(scale_rows(counts, LSI_FACTOR / row_sums(counts)))
-    return _scale_columns(log_tf, np.log1p(_inverse_frequency(counts)))
+    return _scale_columns(log_tf, np.log1p(idf))
 
 
-def _us_without_first(weigh: Callable[[sp.csr_matrix], sp.csr_matrix]) -> LsiForm:
+def _us_without_first(weigh: Callable[[sp.csr_matrix, np.ndarray], sp.csr_matrix]) -> LsiForm:
     return LsiForm(weigh, keep_first=False, singular_values=True, standardise_cells=False)
 
 
@@ -213,20 +240,74 @@ def lsi(
     """
     chosen = lsi_form(form)
     counts = as_csr(X)
-    check_non_negative(counts, "LSI")
-    _check_totals(column_sums(counts), "peaks", features)
-    _check_totals(row_sums(counts), "cells", None)
-    if chosen.standardise_cells and n_components < 2:
+    idf = _checked_idf(counts, features)
+    _check_width(form, n_components)
+    skipped = 0 if chosen.keep_first else 1
+    weights = chosen.weigh(counts, idf)
+    found = truncated_svd(weights, n_components + skipped, solver=solver, seed=seed)
+    return chosen.finish(found.U, found.s)
+
+
+def lsi_blocks(
+    X: BackedMatrix,
+    n_components: int,
+    *,
+    form: str = "glue",
+    seed: int = 0,
+    features: Sequence[str] | None = None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Latent semantic indexing of counts on disk, block by block; arguments as of `lsi`.
+
+    Exact up to 4,096 peaks; `scbraid.prepare.streamed.right_vectors` says what it is beyond.
+
+    Yields
+    ------
+    tuple
+        First row of a block, and its coordinates, float32 (n_rows, n_components).
+
+    Raises
+    ------
+    DataError
+        As of `lsi`, and when ``glue`` asks for more components than the rank of the matrix.
+    """
+    chosen = lsi_form(form)
+    idf = _checked_idf(X, features)
+    _check_width(form, n_components)
+    skipped = 0 if chosen.keep_first else 1
+    weights = MappedRows(X, X.shape[1], lambda _, block: chosen.weigh(block, idf))
+    found = right_vectors(weights, n_components + skipped, centred=False, seed=seed)
+    # Left vectors are the image over the singular values, which must be more than rounding.
+    least = RANK_CUTOFF * found.s[0]
+    rank = int((found.s > least).sum())
+    if not chosen.singular_values and rank < len(found.s):
+        msg = (
+            f"LSI asks for {len(found.s)} components of a matrix of rank {rank}; ask for {rank} "
+            "at most (n_lsi)"
+        )
+        raise DataError(msg)
+    for first, image in found.coordinates(weights):
+        yield first, chosen.finish(image / np.maximum(found.s, least), found.s)
+
+
+def _checked_idf(
+    counts: sp.csr_matrix | BackedMatrix, features: Sequence[str] | None
+) -> np.ndarray:
+    """Cells over the total of each peak, after a look for what has no weight."""
+    of_peaks = np.zeros(counts.shape[1])
+    of_cells = []
+    for _, block in row_blocks(counts):
+        check_non_negative(block, "LSI")
+        of_peaks += column_sums(block)
+        of_cells.append(row_sums(block))
+    _check_totals(of_peaks, "peaks", features)
+    _check_totals(np.concatenate(of_cells), "cells", None)
+    return counts.shape[0] / of_peaks
+
+
+def _check_width(form: str, n_components: int) -> None:
+    if lsi_form(form).standardise_cells and n_components < 2:
         msg = f"LSI form {form!r} standardises cells over components; expected 2 or more, got 1"
         raise ConfigError(msg)
-    skipped = 0 if chosen.keep_first else 1
-    found = truncated_svd(chosen.weigh(counts), n_components + skipped, solver=solver, seed=seed)
-    coordinates = found.U * found.s if chosen.singular_values else found.U
-    coordinates = coordinates[:, skipped:]
-    if chosen.standardise_cells:
-        coordinates = coordinates - coordinates.mean(axis=1, keepdims=True)
-        coordinates /= coordinates.std(axis=1, ddof=1, keepdims=True)
-    return coordinates.astype(np.float32)
 
 
 def _check_totals(totals: np.ndarray, what: str, names: Sequence[str] | None) -> None:

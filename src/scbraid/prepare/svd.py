@@ -177,7 +177,12 @@ def _randomised(
     return _with_signs(U[:, :n_components], s[:n_components], Vt[:n_components])
 
 
-def _with_signs(U: np.ndarray, s: np.ndarray, Vt: np.ndarray) -> Svd:
+def signs_of(Vt: np.ndarray) -> np.ndarray:
+    """Signs (k,) that make the entry of largest magnitude of each row of Vt positive."""
     largest = Vt[np.arange(len(Vt)), np.abs(Vt).argmax(axis=1)]
-    signs = np.where(largest < 0, -1.0, 1.0)
+    return np.where(largest < 0, -1.0, 1.0)
+
+
+def _with_signs(U: np.ndarray, s: np.ndarray, Vt: np.ndarray) -> Svd:
+    signs = signs_of(Vt)
     return Svd(U * signs, s, Vt * signs[:, None])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import h5py
 import numpy as np
@@ -18,6 +20,14 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scbraid.conditions import DataCondition
+from scbraid.data.backed import (
+    BackedArray,
+    BackedMatrix,
+    Matrix,
+    row_blocks,
+    take_columns,
+    write_in_order,
+)
 from scbraid.data.layers import UNS_KEY, Layer, Layers, read_frame
 from scbraid.errors import ConfigError, DataError, UnknownNameError
 from scbraid.files import atomic_path
@@ -25,13 +35,16 @@ from scbraid.prepare import spaces
 from scbraid.prepare.features import highly_variable, most_variable
 from scbraid.prepare.h5mu import write_h5mu
 from scbraid.prepare.quality import Thresholds, check_cells, detected_features
+from scbraid.prepare.streamed import MappedRows
 from scbraid.prepare.transforms import (
     CLIPS,
     Clip,
+    Scaling,
     clr,
     log1p,
+    median_total,
     normalise_total,
-    row_sums,
+    row_totals,
     scale,
 )
 from scbraid.registry import near_miss
@@ -49,6 +62,9 @@ GENE = "gene"
 
 # A methylation feature is a gene and a context.
 METHYLATION_CONTEXTS = ("_mCH", "_mCG")
+
+# Cells of the truth that are turned into a table at once.
+TRUTH_ROWS = 1 << 17
 
 _DEFAULT = DataCondition()
 
@@ -165,6 +181,7 @@ def prepare(
     seed: int = 0,
     clip: Clip = "upper",
     quality: Mapping[str, Thresholds] | None = None,
+    backed: bool | None = None,
 ) -> Prepared:
     """Preprocess a data set and split it into input and truth.
 
@@ -209,6 +226,11 @@ def prepare(
         How standardised values are bounded, see `scbraid.prepare.scale`.
     quality
         Thresholds by layer; without them only empty cells are removed.
+    backed
+        Whether counts stay on disk and are read by blocks of cells, in memory that does not grow
+        with them; by their size when None, see `scbraid.data.layers.Layers.read`. Everything but
+        the last digits of the representations is the same, except LSI of more than 4,096 peaks,
+        which is then found by iteration (docs/scale.md).
 
     Returns
     -------
@@ -238,7 +260,7 @@ def prepare(
     if clip not in CLIPS:
         raise UnknownNameError(near_miss(str(clip), CLIPS, "clip"))
     path = Path(dataset_path)
-    parts, paired, meta = _read(path, condition.layers)
+    parts, paired, meta = _read(path, condition.layers, backed)
     if condition.task == "paired" and not paired:
         msg = f"{path}: data set {name!r} is not paired; expected task 'unpaired', got 'paired'"
         raise ConfigError(msg)
@@ -249,42 +271,56 @@ def prepare(
     for part in parts:
         _filter_features(part, path)
     _keep_batches(parts, path, use_batch=condition.use_batch)
-    _shuffle(parts, seed, jointly=condition.task == "paired")
-    _represent(parts, condition, clip, seed)
+    with _scratch(parts, Path(input_path)) as folder:
+        _shuffle(parts, seed, folder, jointly=condition.task == "paired")
+        _represent(parts, condition, clip, seed, folder)
 
-    settings = {
-        key: value
-        for key, value in condition.arguments().items()
-        if key not in ("task", "subsample_seed", "layers")
-    }
-    summaries = {part.name: part.summary() for part in parts}
-    visible = Layers(
-        {part.name: part.layer for part in parts},
-        paired=condition.task == "paired",
-        meta={
-            "dataset": name,
-            "condition": condition.slug,
-            "task": condition.task,
-            "genome": meta.get("genome"),
-            "layers": {
-                part.name: {"rep": part.rep, "likelihood": part.likelihood, "kind": part.kind}
-                for part in parts
+        settings = {
+            key: value
+            for key, value in condition.arguments().items()
+            if key not in ("task", "subsample_seed", "layers")
+        }
+        summaries = {part.name: part.summary() for part in parts}
+        visible = Layers(
+            {part.name: part.layer for part in parts},
+            paired=condition.task == "paired",
+            meta={
+                "dataset": name,
+                "condition": condition.slug,
+                "task": condition.task,
+                "genome": meta.get("genome"),
+                "layers": {
+                    part.name: {"rep": part.rep, "likelihood": part.likelihood, "kind": part.kind}
+                    for part in parts
+                },
+                "prepare": {**settings, "clip": clip},
             },
-            "prepare": {**settings, "clip": clip},
-        },
-    )
-    _write_truth(truth_path, parts, summaries)
-    write_h5mu(input_path, visible)
+        )
+        _write_truth(truth_path, parts, summaries)
+        write_h5mu(input_path, visible)
     for layer, summary in summaries.items():
         logger.info("%s, %s: %s", name, layer, summary)
     return Prepared(Path(input_path), Path(truth_path), summaries)
 
 
-def _read(path: Path, wanted: Sequence[str] | None) -> tuple[list[_Part], bool, dict[str, Any]]:
+@contextlib.contextmanager
+def _scratch(parts: list[_Part], beside: Path) -> Iterator[Path | None]:
+    """Give a folder beside the output while counts are on disk, None otherwise."""
+    if not any(isinstance(part.layer.counts, BackedMatrix) for part in parts):
+        yield None
+        return
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".prepare.", dir=beside.parent) as folder:
+        yield Path(folder)
+
+
+def _read(
+    path: Path, wanted: Sequence[str] | None, backed: bool | None
+) -> tuple[list[_Part], bool, dict[str, Any]]:
     if path.is_dir():
         msg = f"{path} is a folder; expected an h5mu file"
         raise DataError(msg)
-    data = Layers.read(path, reps=())
+    data = Layers.read(path, reps=(), backed=backed)
     for name in wanted or ():
         if name not in data.layers:
             raise UnknownNameError(near_miss(name, data.names, f"layer of {path}"))
@@ -302,23 +338,49 @@ def _read(path: Path, wanted: Sequence[str] | None) -> tuple[list[_Part], bool, 
     return parts, data.paired, data.meta
 
 
+@dataclasses.dataclass
+class _Values:
+    """What the stored values of a matrix are."""
+
+    n_not_finite: int = 0
+    n_no_counts: int = 0
+    first_no_count: float = 0.0
+    lowest: float = 0.0
+    highest: float = 0.0
+
+
+def _look_at_values(counts: Matrix) -> _Values:
+    found = _Values()
+    for _, block in row_blocks(counts):
+        values = block.data
+        found.n_not_finite += int((~np.isfinite(values)).sum())
+        odd = values[(values < 0) | (values != np.round(values))]
+        if len(odd) and not found.n_no_counts:
+            found.first_no_count = float(odd[0])
+        found.n_no_counts += len(odd)
+        if len(values):
+            found.lowest = min(found.lowest, float(values.min()))
+            found.highest = max(found.highest, float(values.max()))
+    return found
+
+
 def _nature(layer: Layer, stated: Mapping[str, str], path: Path) -> tuple[str, str]:
     """Return kind and likelihood of a layer, as stated or as its values tell, and check both."""
     where = f"{path}: layer {layer.name!r}"
     if layer.name not in MODALITIES:
         raise UnknownNameError(near_miss(layer.name, MODALITIES, f"layer of {path}"))
-    values = layer.counts.data
-    if not np.isfinite(values).all():
-        msg = f"{where} has {(~np.isfinite(values)).sum():,} values that are not finite in X"
+    values = _look_at_values(layer.counts)
+    if values.n_not_finite:
+        msg = f"{where} has {values.n_not_finite:,} values that are not finite in X"
         raise DataError(msg)
-    integral = bool((values >= 0).all() and (values == np.round(values)).all())
+    integral = not values.n_no_counts
     kind = stated.get("kind") or (
         "counts" if integral else "normalised" if layer.name == "met" else None
     )
     if kind is None or (kind in ("counts", "binary") and not integral):
-        odd = values[(values < 0) | (values != np.round(values))]
         msg = (
-            f"{where} has {len(odd):,} values in X that are not counts (first: {odd[0]:g}); "
+            f"{where} has {values.n_no_counts:,} values in X that are not counts (first: "
+            f"{values.first_no_count:g}); "
             f"expected raw counts, or else kind 'normalised' or 'embedding' for the layer in "
             f"uns['scbraid']['layers']"
         )
@@ -326,8 +388,10 @@ def _nature(layer: Layer, stated: Mapping[str, str], path: Path) -> tuple[str, s
     if kind not in KINDS:
         msg = f"{where}: {near_miss(kind, KINDS, 'kind')}"
         raise DataError(msg)
-    if kind == "binary" and (values > 1).any():
-        msg = f"{where} is said to be binary, but X holds {values.max():g}; expected kind 'counts'"
+    if kind == "binary" and values.highest > 1:
+        msg = (
+            f"{where} is said to be binary, but X holds {values.highest:g}; expected kind 'counts'"
+        )
         raise DataError(msg)
     if kind in ("counts", "binary"):
         default = "nb"
@@ -337,8 +401,8 @@ def _nature(layer: Layer, stated: Mapping[str, str], path: Path) -> tuple[str, s
     if likelihood not in LIKELIHOODS:
         msg = f"{where}: {near_miss(likelihood, LIKELIHOODS, 'likelihood')}"
         raise DataError(msg)
-    if likelihood == "ziln" and (values < 0).any():
-        msg = f"{where} holds {values.min():g} in X; likelihood 'ziln' needs values of 0 or more"
+    if likelihood == "ziln" and values.lowest < 0:
+        msg = f"{where} holds {values.lowest:g} in X; likelihood 'ziln' needs values of 0 or more"
         raise DataError(msg)
     return kind, likelihood
 
@@ -435,7 +499,9 @@ def _filter_features(part: _Part, path: Path) -> None:
     if part.features_removed:
         logger.info("%s: removed %d features of %s", path, part.features_removed, part.name)
         part.layer = dataclasses.replace(
-            part.layer, counts=part.layer.counts[:, kept], features=part.layer.features[kept]
+            part.layer,
+            counts=take_columns(part.layer.counts, kept),
+            features=part.layer.features[kept],
         )
 
 
@@ -457,46 +523,83 @@ def _keep_batches(parts: list[_Part], path: Path, *, use_batch: bool) -> None:
         raise ConfigError(msg)
 
 
-def _shuffle(parts: list[_Part], seed: int, *, jointly: bool) -> None:
+def _shuffle(parts: list[_Part], seed: int, folder: Path | None, *, jointly: bool) -> None:
     """Reorder and rename the cells, independently in each layer or as pairs."""
     for part in parts:
         prefix = "cell" if jointly else part.name
         # The original names are part of the seed: who knows the input and the settings but not the
         # data set cannot repeat the permutation. Paired layers share names, hence the order too.
-        text = "\0".join([str(seed), prefix, *part.origin])
-        digest = hashlib.sha256(text.encode()).digest()
-        rng = np.random.default_rng(int.from_bytes(digest))
+        digest = hashlib.sha256(f"{seed}\0{prefix}".encode())
+        for first in range(0, len(part.origin), TRUTH_ROWS):
+            names = part.origin[first : first + TRUTH_ROWS]
+            digest.update("".join(f"\0{name}" for name in names).encode())
+        rng = np.random.default_rng(int.from_bytes(digest.digest()))
         part.take(rng.permutation(part.layer.n_cells))
-        part.layer.cells = np.array([f"{prefix}-{i:06d}" for i in range(part.layer.n_cells)])
+        # Names of equal length sort as the cells are ordered.
+        width = max(6, len(str(part.layer.n_cells - 1)))
+        part.layer.cells = np.array([f"{prefix}-{i:0{width}d}" for i in range(part.layer.n_cells)])
+        counts = part.layer.counts
+        if folder is not None and isinstance(counts, BackedMatrix):
+            part.layer.counts = _written(counts, folder / f"{part.name}.counts.h5")
 
 
-def _represent(parts: list[_Part], condition: DataCondition, clip: Clip, seed: int) -> None:
+def _written(counts: BackedMatrix, path: Path) -> BackedMatrix:
+    """Write the chosen cells and features in their new order, and read them from there."""
+    with h5py.File(path, "w") as file:
+        group = file.create_group("X")
+        write_in_order(counts.in_order_of_file(), counts.order_in_file(), group, path.parent)
+    return BackedMatrix(path, "X", canonical=True)
+
+
+def _represent(
+    parts: list[_Part], condition: DataCondition, clip: Clip, seed: int, folder: Path | None
+) -> None:
     rna = next((part for part in parts if part.name == "rna"), None)
     # Methylation asks which genes are highly variable, so rna comes first.
     for part in sorted(parts, key=lambda part: part.name != "rna"):
+        counts = part.layer.counts
+        blocks: Iterator[tuple[int, np.ndarray]] | None = None
         if part.name == "atac" and part.has_counts:
-            skipped = 0 if spaces.lsi_form(condition.lsi).keep_first else 1
-            n_components = _possible_components(
-                condition.n_lsi, part.layer.counts.shape, skipped, part.name
-            )
-            rep = spaces.lsi(
-                part.layer.counts,
-                n_components,
-                form=condition.lsi,
-                seed=seed,
-                features=part.layer.features.index,
-            )
             part.rep = "X_lsi"
+            skipped = 0 if spaces.lsi_form(condition.lsi).keep_first else 1
+            n_components = _possible_components(condition.n_lsi, counts.shape, skipped, part.name)
+            options: dict[str, Any] = {
+                "form": condition.lsi,
+                "seed": seed,
+                "features": part.layer.features.index,
+            }
+            if isinstance(counts, BackedMatrix):
+                blocks = spaces.lsi_blocks(counts, n_components, **options)
+            else:
+                rep = spaces.lsi(counts, n_components, **options)
         else:
+            part.rep = "X_pca"
             chosen = np.ones(part.layer.n_features, dtype=bool)
             if part.name != "atac":
                 chosen = _choose_features(part, rna, condition.n_top_genes)
                 part.layer.features = part.layer.features.assign(highly_variable=chosen)
             values = _encode(part, chosen, clip)
             n_components = _possible_components(condition.n_pcs, values.shape, 0, part.name)
-            rep = spaces.pca(values, n_components, seed=seed).scores
-            part.rep = "X_pca"
-        part.layer.reps = {part.rep: rep}
+            if isinstance(values, MappedRows):
+                blocks = spaces.pca_blocks(values, n_components, seed=seed)
+            else:
+                rep = spaces.pca(values, n_components, seed=seed).scores
+        if blocks is None:
+            part.layer.reps = {part.rep: rep}
+        else:
+            path = cast("Path", folder) / f"{part.name}.rep.h5"
+            part.layer.reps = {part.rep: _stored(blocks, (counts.shape[0], n_components), path)}
+
+
+def _stored(
+    blocks: Iterator[tuple[int, np.ndarray]], shape: tuple[int, int], path: Path
+) -> BackedArray:
+    """Write a representation that comes in blocks, and read it from there."""
+    with h5py.File(path, "w") as file:
+        rep = file.create_dataset("rep", shape, np.float32)
+        for first, block in blocks:
+            rep[first : first + len(block)] = block
+    return BackedArray(path, "rep")
 
 
 def _possible_components(wanted: int, shape: tuple[int, int], skipped: int, layer: str) -> int:
@@ -544,24 +647,51 @@ def _methylation_of_variable_genes(part: _Part, rna: _Part | None) -> np.ndarray
     return chosen if chosen.sum() > 1 else None
 
 
-def _encoded_methylation(part: _Part) -> sp.csr_matrix:
-    return part.layer.counts if part.likelihood == "normal" else log1p(part.layer.counts)
+def _encoded_methylation(part: _Part) -> sp.csr_matrix | MappedRows:
+    n_features = part.layer.n_features
+    return _mapped(part.layer.counts, n_features, lambda _, rows: _encode_methylation(part, rows))
 
 
-def _encode(part: _Part, chosen: np.ndarray, clip: Clip) -> sp.csr_matrix:
+def _encode_methylation(part: _Part, values: sp.csr_matrix) -> sp.csr_matrix:
+    return values if part.likelihood == "normal" else log1p(values)
+
+
+def _mapped(
+    counts: Matrix, n_columns: int, convert: Callable[[int, sp.csr_matrix], sp.csr_matrix]
+) -> sp.csr_matrix | MappedRows:
+    """Convert a matrix that is in memory; of one on disk, every block as it is read."""
+    if isinstance(counts, BackedMatrix):
+        return MappedRows(counts, n_columns, convert)
+    return convert(0, counts)
+
+
+def _encode(part: _Part, chosen: np.ndarray, clip: Clip) -> sp.csr_matrix | MappedRows:
     """Return what the principal components of a layer are computed from."""
     counts = part.layer.counts
     if part.kind == "embedding":
-        return counts
+        return _mapped(counts, counts.shape[1], lambda _, rows: rows)
+    n_columns = int(chosen.sum())
     if part.name == "met":
-        values = _encoded_methylation(part)[:, chosen]
+        values = _mapped(
+            counts, n_columns, lambda _, rows: _encode_methylation(part, rows)[:, chosen]
+        )
     elif not part.has_counts:
-        values = counts[:, chosen]
+        values = _mapped(counts, n_columns, lambda _, rows: rows[:, chosen])
     elif part.name == "adt":
-        values = clr(counts)
+        values = _mapped(counts, counts.shape[1], lambda _, rows: clr(rows))
     else:
-        values = log1p(normalise_total(counts[:, chosen], totals=row_sums(counts)))
-    return scale(values, clip=clip).sparse
+        totals = row_totals(counts)
+        target = median_total(totals)
+
+        def convert(first: int, rows: sp.csr_matrix) -> sp.csr_matrix:
+            own = totals[first : first + rows.shape[0]]
+            return log1p(normalise_total(rows[:, chosen], totals=own, target=target))
+
+        values = _mapped(counts, n_columns, convert)
+    if not isinstance(values, MappedRows):
+        return scale(values, clip=clip).sparse
+    scaling = Scaling.fit(values, clip=clip)
+    return MappedRows(values, values.n_columns, lambda _, rows: scaling.apply(rows))
 
 
 def _write_truth(
@@ -571,17 +701,14 @@ def _write_truth(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    def column(read: Callable[[_Part], Sequence[Any] | np.ndarray], kind: pa.DataType) -> pa.Array:
-        return pa.array([value for part in parts for value in read(part)], type=kind)
-
-    columns = {
-        "modality": column(lambda part: [part.name] * part.layer.n_cells, pa.string()),
-        "cell": column(lambda part: part.layer.cells, pa.string()),
-        "origin": column(lambda part: part.origin, pa.string()),
-        "pair": column(lambda part: part.pair, pa.int64()),
-        "cell_type": column(partial(_values, name="cell_type", read=str), pa.string()),
-        "batch": column(partial(_values, name="batch", read=str), pa.string()),
-        "scored": column(_scored, pa.bool_()),
+    columns: dict[str, tuple[Callable[[_Part, slice], Any], pa.DataType]] = {
+        "modality": (lambda part, rows: [part.name] * len(part.origin[rows]), pa.string()),
+        "cell": (lambda part, rows: part.layer.cells[rows], pa.string()),
+        "origin": (lambda part, rows: part.origin[rows], pa.string()),
+        "pair": (lambda part, rows: part.pair[rows], pa.int64()),
+        "cell_type": (partial(_values, name="cell_type", read=str), pa.string()),
+        "batch": (partial(_values, name="batch", read=str), pa.string()),
+        "scored": (_scored, pa.bool_()),
     }
     for name, (read, kind) in {
         "subtype": (str, pa.string()),
@@ -589,25 +716,34 @@ def _write_truth(
         "pseudotime": (float, pa.float64()),
     }.items():
         if any(name in part.obs for part in parts):
-            columns[name] = column(partial(_values, name=name, read=read), kind)
+            columns[name] = (partial(_values, name=name, read=read), kind)
     # Not into the input: whether a layer lost cells because of another tells that cells have pairs.
     record = {layer: dataclasses.asdict(summary) for layer, summary in summaries.items()}
-    table = pa.table(columns).replace_schema_metadata({UNS_KEY: json.dumps(record)})
-    with atomic_path(path) as unfinished:
-        pq.write_table(table, unfinished)
+    schema = pa.schema(
+        [(name, kind) for name, (_, kind) in columns.items()],
+        metadata={UNS_KEY: json.dumps(record)},
+    )
+    with atomic_path(path) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
+        for part in parts:
+            for first in range(0, part.layer.n_cells, TRUTH_ROWS):
+                rows = slice(first, first + TRUTH_ROWS)
+                values = [
+                    pa.array(list(read(part, rows)), type=kind) for read, kind in columns.values()
+                ]
+                writer.write_table(pa.Table.from_arrays(values, schema=schema))
 
 
-def _values(part: _Part, *, name: str, read: Callable[[Any], Any]) -> list[Any]:
+def _values(part: _Part, rows: slice, *, name: str, read: Callable[[Any], Any]) -> list[Any]:
     """Return an obs column with None where it has no value, or throughout where it is absent."""
     if name not in part.obs:
-        return [None] * part.layer.n_cells
-    return [None if pd.isna(value) else read(value) for value in part.obs[name]]
+        return [None] * len(part.origin[rows])
+    return [None if pd.isna(value) else read(value) for value in part.obs[name].iloc[rows]]
 
 
-def _scored(part: _Part) -> np.ndarray:
+def _scored(part: _Part, rows: slice) -> np.ndarray:
     if "scored" not in part.obs:
-        return np.ones(part.layer.n_cells, dtype=bool)
-    scored = part.obs["scored"]
+        return np.ones(len(part.origin[rows]), dtype=bool)
+    scored = part.obs["scored"].iloc[rows]
     if scored.dtype != bool:
         msg = f"layer {part.name!r}: obs column 'scored' is {scored.dtype}; expected true or false"
         raise DataError(msg)

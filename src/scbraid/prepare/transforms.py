@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 import scipy.sparse as sp
 
+from scbraid.data.backed import RowBlocks, row_blocks
 from scbraid.errors import ConfigError, DataError, UnknownNameError
 from scbraid.registry import near_miss
 
@@ -27,6 +28,11 @@ def as_csr(matrix: sp.spmatrix | np.ndarray) -> sp.csr_matrix:
 def row_sums(matrix: sp.csr_matrix) -> np.ndarray:
     """Sum of every row in float64, shape (n_rows,)."""
     return np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
+
+
+def row_totals(matrix: sp.csr_matrix | RowBlocks) -> np.ndarray:
+    """Sum of every row of a matrix that may be on disk, in float64, shape (n_rows,)."""
+    return np.concatenate([row_sums(block) for _, block in row_blocks(matrix)])
 
 
 def column_sums(matrix: sp.csr_matrix) -> np.ndarray:
@@ -75,9 +81,15 @@ def normalise_total(
     totals = row_sums(counts) if totals is None else np.asarray(totals, dtype=np.float64)
     filled = totals > 0
     if target is None:
-        target = float(np.median(totals[filled])) if filled.any() else 1.0
+        target = median_total(totals)
     factors = np.divide(target, totals, out=np.zeros(len(totals)), where=filled)
     return scale_rows(counts, factors)
+
+
+def median_total(totals: np.ndarray) -> float:
+    """Median of the totals above 0; 1 where there are none."""
+    filled = totals[totals > 0]
+    return float(np.median(filled)) if len(filled) else 1.0
 
 
 def log1p(matrix: sp.csr_matrix) -> sp.csr_matrix:
@@ -107,21 +119,68 @@ def clr(counts: sp.csr_matrix) -> sp.csr_matrix:
     return log1p(scale_rows(counts, np.exp(-logs)))
 
 
-def column_moments(matrix: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+class ColumnMoments:
+    """Mean and variance of every column, gathered from blocks of rows.
+
+    Every block's squares are summed around its own mean, because the difference of large squares
+    would cancel; blocks are joined as by Chan, Golub & LeVeque (1979). Means of integers are the
+    same, to the last digit, in whatever blocks they come: a local regression on them may jump where
+    two of them are equal.
+    """
+
+    def __init__(self) -> None:
+        self.n_rows = 0
+        self._sums: np.ndarray = np.zeros(0)
+        self._squares: np.ndarray = np.zeros(0)
+
+    def add(self, block: sp.csr_matrix) -> None:
+        """Take in some rows."""
+        n_rows, n_columns = block.shape
+        if not n_rows:
+            return
+        sums = column_sums(block)
+        mean = sums / n_rows
+        deviation = block.data - mean[block.indices]
+        squares = np.bincount(block.indices, weights=deviation**2, minlength=n_columns)
+        unstored = n_rows - np.bincount(block.indices, minlength=n_columns)
+        squares = squares + unstored * mean**2
+        if not self.n_rows:
+            self.n_rows, self._sums, self._squares = n_rows, sums, squares
+            return
+        total = self.n_rows + n_rows
+        self._squares += squares + (mean - self.mean) ** 2 * (self.n_rows * n_rows / total)
+        self._sums += sums
+        self.n_rows = total
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean, float64 (n_columns,)."""
+        return self._sums / max(self.n_rows, 1)
+
+    @property
+    def variance(self) -> np.ndarray:
+        """Variance (ddof = 1), float64 (n_columns,).
+
+        Raises
+        ------
+        DataError
+            With fewer than two rows.
+        """
+        if self.n_rows < 2:
+            msg = f"a variance needs at least 2 cells; found {self.n_rows}"
+            raise DataError(msg)
+        return self._squares / (self.n_rows - 1)
+
+
+def column_moments(matrix: sp.csr_matrix | RowBlocks) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance (ddof = 1) of every column, zeros included.
 
-    Both are float64 of shape (n_columns,). The variance is summed around the mean, because the
-    difference of large squares would cancel. At least two rows are needed.
+    Both are float64 of shape (n_columns,). At least two rows are needed.
     """
-    n_rows, n_columns = matrix.shape
-    if n_rows < 2:
-        msg = f"a variance needs at least 2 cells; found {n_rows}"
-        raise DataError(msg)
-    mean = column_sums(matrix) / n_rows
-    deviation = matrix.data - mean[matrix.indices]
-    squares = np.bincount(matrix.indices, weights=deviation**2, minlength=n_columns)
-    unstored = n_rows - np.bincount(matrix.indices, minlength=n_columns)
-    return mean, (squares + unstored * mean**2) / (n_rows - 1)
+    moments = ColumnMoments()
+    for _, block in row_blocks(matrix):
+        moments.add(block)
+    return moments.mean, moments.variance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,11 +233,44 @@ def scale(matrix: sp.csr_matrix, *, max_value: float = 10.0, clip: Clip = "upper
     if not max_value > 0:
         msg = f"max_value is {max_value}; expected a number above 0"
         raise ConfigError(msg)
-    lowest = -max_value if clip == "both" else -np.inf
-    mean, variance = column_moments(matrix)
-    deviation = np.sqrt(variance)
-    deviation[deviation == 0] = 1.0
-    offset = np.clip(-mean / deviation, lowest, max_value)
-    data = (matrix.data - mean[matrix.indices]) / deviation[matrix.indices]
-    data = np.clip(data, lowest, max_value) - offset[matrix.indices]
-    return Scaled(sp.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape), offset)
+    scaling = Scaling.fit(matrix, max_value=max_value, clip=clip)
+    return Scaled(scaling.apply(matrix), scaling.offset)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaling:
+    """What `scale` does to each column, for rows that come in blocks.
+
+    Attributes
+    ----------
+    mean, deviation
+        Of every column, float64 (n_features,); the deviation of constant columns is 1.
+    offset
+        What a zero becomes, float64 (n_features,).
+    lowest, highest
+        Bounds of the result.
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
+    offset: np.ndarray
+    lowest: float
+    highest: float
+
+    @classmethod
+    def fit(
+        cls, matrix: sp.csr_matrix | RowBlocks, *, max_value: float = 10.0, clip: Clip = "upper"
+    ) -> Scaling:
+        """Find means and deviations; arguments as of `scale`."""
+        lowest = -max_value if clip == "both" else -np.inf
+        mean, variance = column_moments(matrix)
+        deviation = np.sqrt(variance)
+        deviation[deviation == 0] = 1.0
+        offset = np.clip(-mean / deviation, lowest, max_value)
+        return cls(mean, deviation, offset, lowest, max_value)
+
+    def apply(self, rows: sp.csr_matrix) -> sp.csr_matrix:
+        """Return the distance of the standardised rows from `offset`, float64 CSR."""
+        data = (rows.data - self.mean[rows.indices]) / self.deviation[rows.indices]
+        data = np.clip(data, self.lowest, self.highest) - self.offset[rows.indices]
+        return sp.csr_matrix((data, rows.indices, rows.indptr), shape=rows.shape)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scbraid.methods.glue.balance import balance_within_batches, balancing_weights
-from scbraid.methods.glue.fit import leiden_clusters
+from scbraid.methods.glue.fit import leiden_clusters, sampled_clusters
 
 
 def problem(n_layers: int, seed: int = 0, width: int = 3):
@@ -169,3 +169,28 @@ def test_leiden_clusters_find_directions_not_lengths():
 def test_leiden_clusters_of_a_handful_of_cells():
     rng = np.random.default_rng(0)
     assert len(leiden_clusters(rng.normal(size=(5, 3)), resolution=1.0, seed=0)) == 5
+
+
+def test_cells_beyond_the_sample_join_the_nearest_cluster():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(3, size=400)
+    length = rng.uniform(0.5, 3.0, size=(400, 1))
+    embedding = length * (np.eye(3)[truth] + 0.05 * rng.normal(size=(400, 3)))
+    options = {"resolution": 0.2, "seed": 0}
+    labels = sampled_clusters(embedding, most=90, **options)
+    assert len({(a, b) for a, b in zip(labels, truth, strict=True)}) == 3
+    np.testing.assert_array_equal(labels, sampled_clusters(embedding, most=90, **options))
+    whole = leiden_clusters(embedding, **options)
+    for most in (None, 400, 10_000):
+        np.testing.assert_array_equal(sampled_clusters(embedding, most=most, **options), whole)
+
+
+def test_cells_of_the_sample_keep_their_cluster():
+    # Without any structure, clusters of Leiden are not those of the nearest mean.
+    rng = np.random.default_rng(1)
+    embedding = rng.normal(size=(300, 4))
+    drawn = np.random.default_rng(7).choice(300, 120, replace=False)
+    labels = sampled_clusters(embedding, most=120, resolution=1.0, seed=7)
+    expected = leiden_clusters(embedding[drawn], resolution=1.0, seed=7)
+    np.testing.assert_array_equal(labels[drawn], expected)
+    assert set(labels) <= set(expected)

@@ -82,12 +82,12 @@ def test_history_has_every_term_of_both_stages(trained):
 def test_details_tell_schedule_stages_and_balance(trained):
     result, case = trained
     details = result.details
-    # Half of the usual length; 400 cells, 10 % held out, in batches of 32.
-    stages = {"pretrain": 12, "fine-tune": 30}
+    # 400 cells, 10 % held out, in batches of 32: half of what makes 84 epochs of 11.25 steps 2,000.
+    stages = {"pretrain": 26, "fine-tune": 64}
     schedule = details["schedule"]
-    assert schedule["burnin"] == 5
-    assert schedule["pretrain"]["max_epochs"] == 12
-    assert schedule["fine_tune"]["max_epochs"] == 30
+    assert schedule["burnin"] == 11
+    assert schedule["pretrain"]["max_epochs"] == 26
+    assert schedule["fine_tune"]["max_epochs"] == 64
     assert [stage["stage"] for stage in details["stages"]] == list(stages)
     for stage in details["stages"]:
         epochs = stages[stage["stage"]]
@@ -97,6 +97,32 @@ def test_details_tell_schedule_stages_and_balance(trained):
     assert details["balance"]["rna"]["clusters"] > 1
     assert details["device"] == "cpu"
     assert case.data.names == list(result.embeddings)
+
+
+def test_a_limit_of_steps_that_a_pass_does_not_reach_changes_nothing(prepared, quick):
+    case = prepared()
+    whole, limited, cut = (
+        run(case, **quick, max_steps_per_epoch=n).embeddings for n in (None, 9, 5)
+    )  # a pass has 9 steps
+    for name, embedding in whole.items():
+        np.testing.assert_array_equal(limited[name], embedding)
+        assert not np.array_equal(cut[name], embedding)
+
+
+def test_epochs_of_some_steps_each(prepared, quick):
+    result = run(prepared(), **quick, max_steps_per_epoch=4)
+    history = result.history[result.history["split"] == "train"]
+    assert history["step"].tolist() == [4, 8, 4, 8]
+    assert [stage["steps"] for stage in result.details["stages"]] == [8, 8]
+    assert result.details["schedule"]["max_steps_per_epoch"] == 4
+
+
+def test_clusters_of_a_sample_give_weights_to_all_cells(prepared, quick):
+    case = prepared()
+    result = run(case, **quick, balance_cells=60)
+    assert result.details["balance"]["rna"]["clusters"] > 1
+    whole = run(case, **quick).embeddings
+    assert not np.array_equal(result.embeddings["rna"], whole["rna"])
 
 
 def test_features_are_the_highly_variable_ones_of_each_layer(trained):
@@ -131,8 +157,8 @@ def test_three_layers(prepared, quick):
     assert {"met_nll", "met_kl"} <= set(result.history.columns)
     assert set(result.features) == {"rna", "atac", "met"}
     assert np.isfinite(result.history.drop(columns=["stage", "split"]).to_numpy()).all()
-    summed = run(case, **quick, balance_rule="sum")
-    assert not np.array_equal(summed.embeddings["rna"], result.embeddings["rna"])
+    multiplied = run(case, **quick, balance_rule="product")
+    assert not np.array_equal(multiplied.embeddings["rna"], result.embeddings["rna"])
 
 
 def test_raw_input_preset_encodes_the_features(prepared, quick):

@@ -87,7 +87,7 @@ class FixedCells:
     def __init__(self, rows, drawn):
         self.rows, self.drawn = rows, drawn
 
-    def epoch(self, split):
+    def epoch(self, split, start=0):
         yield self.rows.copy(), self.drawn.copy()
 
 
@@ -553,7 +553,7 @@ def test_graph_epochs_start_afresh_with_every_data_epoch_and_when_used_up():
                 yield batch
 
     class Seven(FixedCells):
-        def epoch(self, split):
+        def epoch(self, split, start=0):
             for _ in range(7):
                 yield from super().epoch(split)
 

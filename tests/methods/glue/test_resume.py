@@ -120,6 +120,47 @@ def test_killed_anywhere_it_leaves_the_same_files(start, tmp_path):
         assert products(tmp_path / name) == expected, event
 
 
+@pytest.mark.parametrize("storage", ["memory", "disk"])
+def test_epochs_that_cut_passes_go_on_too(start, tmp_path, monkeypatch, storage):
+    """Passes of 5 steps in epochs of 3, with counts in memory and on disk."""
+    monkeypatch.setenv("SCBRAID_BACKED_ABOVE", "0" if storage == "disk" else "1000")
+    options = {**OPTIONS, "max_steps_per_epoch": 3, "max_epochs": 4}
+    status, outcome = start("whole", options=options, checkpoint_every=0.0)
+    assert (status, outcome["status"]) == (0, "ok")
+    assert outcome["details"]["storage"] == {"rna": storage, "atac": storage}
+    assert [stage["steps"] for stage in outcome["details"]["stages"]] == [12, 12]
+    # Within an epoch that is within a pass, at a pass's end, and while validating.
+    for event in (("step", 5), ("step", 10), ("step", 16), ("validation", 1)):
+        name = "-".join(map(str, event))
+        fields = {"options": options, "checkpoint_every": 1e-6}
+        assert start(name, kill_before=event, **fields)[0] == signal.SIGKILL
+        status, outcome = start(name, **fields)
+        assert (status, outcome["status"]) == (0, "ok")
+        assert len(outcome["training"]["resumed"]) == 1
+        assert products(tmp_path / name) == products(tmp_path / "whole"), event
+
+
+def test_three_stages_go_on_too(start, tmp_path):
+    options = {**OPTIONS, "metacell_size": 2, "cells_batch_size": 64}
+    status, outcome = start("whole", options=options, checkpoint_every=0.0)
+    assert (status, outcome["status"]) == (0, "ok")
+    steps = [stage["steps"] for stage in outcome["details"]["stages"]]
+    for event in (("step", 1), ("balance", 0), ("step", sum(steps) - 2)):
+        name = "-".join(map(str, event))
+        fields = {"options": options, "checkpoint_every": 1e-6}
+        assert start(name, kill_before=event, **fields)[0] == signal.SIGKILL
+        assert start(name, **fields)[1]["status"] == "ok"
+        assert products(tmp_path / name) == products(tmp_path / "whole"), event
+
+
+def test_a_run_whose_counts_were_elsewhere_starts_anew(start, monkeypatch):
+    assert start("run", kill_before=("step", 12))[0] == signal.SIGKILL
+    monkeypatch.setenv("SCBRAID_BACKED_ABOVE", "0")
+    outcome = start("run")[1]
+    assert outcome["status"] == "ok", outcome["reason"]
+    assert outcome["training"]["resumed"] == []
+
+
 def test_killed_every_few_steps_it_still_ends_the_same(start, tmp_path):
     start("whole", checkpoint_every=0.0)
     rng = np.random.default_rng(1)

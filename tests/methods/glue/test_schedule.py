@@ -77,6 +77,13 @@ def test_few_cells_and_many_layers_have_more_epochs_for_the_same_least_number_of
     assert halves == pytest.approx((pretrain / 2, fine_tune / 2, burnin / 2), abs=1)
 
 
+def test_only_averaged_epochs_are_cut():
+    assert plan_stages(500, 2, GlueConfig()).max_steps_per_epoch == 200
+    assert plan_stages(10**7, 2, GlueConfig(max_steps_per_epoch=50)).max_steps_per_epoch == 50
+    assert plan_stages(500, 2, GlueConfig(max_steps_per_epoch=None)).max_steps_per_epoch is None
+    assert plan_stages(10**7, 2, GlueConfig(schedule="plateau")).max_steps_per_epoch is None
+
+
 def test_noise_falls_linearly_from_the_first_epoch_and_never_where_burn_in_is_endless():
     levels = [fit._noise_level(4, epoch) for epoch in range(1, 8)]
     np.testing.assert_allclose(levels, [1, 0.75, 0.5, 0.25, 0, 0, 0])

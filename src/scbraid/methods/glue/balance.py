@@ -13,10 +13,15 @@ Clustering = Callable[[np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Balance:
-    """Weights of each layer's cells (mean 1 in a layer) and the clusters behind them."""
+    """Weights of each layer's rows (mean 1 in a layer) and the clusters behind them.
+
+    Where rows stand for several cells, `member_weights` are those of each row's cells (mean 1 over
+    the cells of a layer).
+    """
 
     weights: list[np.ndarray]
     n_clusters: list[int]
+    member_weights: list[np.ndarray]
 
 
 def balancing_weights(
@@ -26,6 +31,7 @@ def balancing_weights(
     cutoff: float = 0.5,
     power: float = 4.0,
     rule: str = "sum",
+    members: list[np.ndarray] | None = None,
 ) -> Balance:
     """Estimate the weights of the second training stage.
 
@@ -43,6 +49,8 @@ def balancing_weights(
         Maps an embedding to integer labels (n_cells,).
     cutoff, power, rule
         As above; `rule` is ``product`` or ``sum``.
+    members
+        Cells that each row of a layer stands for; one when None.
 
     Returns
     -------
@@ -59,13 +67,20 @@ def balancing_weights(
         cosine = means[a] @ means[b].T
         similarity[a, b] = np.where(cosine < cutoff, 0.0, cosine) ** power
     combine = _product_weights if rule == "product" else _sum_weights
-    weights = []
+    weights, member_weights = [], []
     for k in range(n_layers):
-        cluster_weight = combine(similarity, [len(size) for size in sizes], k) / sizes[k]
-        weight = cluster_weight[labels[k]]
+        cluster_total = combine(similarity, [len(size) for size in sizes], k)
+        weight = (cluster_total / sizes[k])[labels[k]]
         total = weight.mean()
         weights.append(weight / total if total > 0 else np.ones(len(weight)))
-    return Balance(weights, [len(size) for size in sizes])
+        if members is None:
+            member_weights.append(weights[-1])
+            continue
+        cells = np.bincount(labels[k], weights=members[k])
+        weight = (cluster_total / cells)[labels[k]]
+        total = np.average(weight, weights=members[k])
+        member_weights.append(weight / total if total > 0 else np.ones(len(weight)))
+    return Balance(weights, [len(size) for size in sizes], member_weights)
 
 
 def _unit_means(embedding: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -99,6 +114,8 @@ def balance_within_batches(
     embeddings: list[np.ndarray],
     batches: list[np.ndarray],
     cluster: Clustering,
+    *,
+    members: list[np.ndarray] | None = None,
     **options: float | str,
 ) -> Balance:
     """Balance separately within every batch shared by all layers.
@@ -111,16 +128,19 @@ def balance_within_batches(
         Batch codes of every layer's cells; every layer has the same set of codes.
     cluster
         Maps an embedding to integer labels.
-    **options
+    members, **options
         As of `balancing_weights`.
     """
     weights = [np.ones(len(u)) for u in embeddings]
+    member_weights = [np.ones(len(u)) for u in embeddings]
     n_clusters = [0] * len(embeddings)
     for code in np.unique(batches[0]):
         rows = [np.flatnonzero(batch == code) for batch in batches]
         parts = [u[r] for u, r in zip(embeddings, rows, strict=True)]
-        part = balancing_weights(parts, cluster, **options)  # type: ignore[arg-type]
+        own = None if members is None else [m[r] for m, r in zip(members, rows, strict=True)]
+        part = balancing_weights(parts, cluster, members=own, **options)  # type: ignore[arg-type]
         for k, r in enumerate(rows):
             weights[k][r] = part.weights[k]
+            member_weights[k][r] = part.member_weights[k]
             n_clusters[k] += part.n_clusters[k]
-    return Balance(weights, n_clusters)
+    return Balance(weights, n_clusters, member_weights)

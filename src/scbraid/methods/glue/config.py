@@ -36,11 +36,26 @@ class GlueConfig(MethodConfig):
     balance: bool = option(True, "weight cells by matched clusters in the second stage")
     balance_resolution: float = option(1.0, "Leiden resolution of the clusters to match", gt=0)
     balance_cutoff: float = option(0.5, "cosine below which clusters do not match", ge=0, le=1)
+    balance_cells: int | None = option(
+        50_000, "cells of a layer to cluster, the others join the nearest; all when None", ge=1
+    )
     balance_power: float = option(4.0, "power of the cosine", gt=0)
     balance_rule: str = option(
         "sum",
         "how more than two layers combine: sum over pairs (paper) or product of all pairs (code)",
         choices=("sum", "product"),
+    )
+    metacell_size: int | None = option(
+        None,
+        "cells of a metacell on average: both stages see metacells, a third one all cells; None "
+        "for two stages on all cells",
+        ge=2,
+    )
+    cells_learning_rate: float = option(
+        1e-3, "metacells: learning rate of the stage on all cells", gt=0
+    )
+    cells_batch_size: int = option(
+        512, "metacells: cells of each layer in a step of the stage on all cells", ge=2
     )
     noise: float = option(1.5, "alignment noise, in standard deviations of the embedding", ge=0)
     discriminator_input: str = option(
@@ -64,6 +79,12 @@ class GlueConfig(MethodConfig):
     average_decay: float = option(
         0.995, "averaged: weight of the past in the running mean of weights, a step", gt=0, lt=1
     )
+    max_steps_per_epoch: int | None = option(
+        200,
+        "averaged: steps of an epoch at most, the next one goes on with the cells that follow; "
+        "None for whole passes",
+        ge=1,
+    )
     duration: float = option(1.0, "length of both stages and of the burn-in, as a factor", gt=0)
     max_epochs: int | None = option(None, "epochs a stage at most; automatic when None", ge=1)
 
@@ -74,6 +95,9 @@ class GlueConfig(MethodConfig):
                 "balance=true needs pretrain=true, which the weights come from; "
                 "set balance=false as well, or use the preset 'no_pretrain'"
             )
+            raise ConfigError(msg)
+        if self.metacell_size is not None and not self.use_rep:
+            msg = "metacell_size needs use_rep=true: metacells are made in PCA/LSI; set one of them"
             raise ConfigError(msg)
 
 
@@ -94,4 +118,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     "no_pretrain": {"pretrain": False, "balance": False},
     "no_align": {"lam_align": 0.0, "balance": False},
     "raw_input": {"use_rep": False},
+    "atlas": {"metacell_size": 25, "hidden_dim": 512, "balance_resolution": 2.0},
 }

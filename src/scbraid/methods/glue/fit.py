@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from scbraid.errors import DataError
+from scbraid.errors import ConfigError, DataError
 from scbraid.methods.glue.balance import Balance, balance_within_batches, balancing_weights
 from scbraid.methods.glue.config import GlueConfig
 from scbraid.methods.glue.inputs import GlueInputs
+from scbraid.methods.glue.metacells import assign_metacells, combine
 from scbraid.methods.glue.network import Embedding, GlueNetwork, LayerData, encode
 from scbraid.methods.glue.objective import GlueTask
-from scbraid.methods.glue.stages import plan_stages
+from scbraid.methods.glue.stages import plan_cells_stage, plan_stages
 from scbraid.train.engine import Schedule, TrainingRecord, TrainingRun, pick_device, train
 
 logger = logging.getLogger("scbraid")
+
+# Cells that join clusters at once.
+_JOIN_ROWS = 1 << 16
 
 
 @dataclasses.dataclass
@@ -44,6 +50,9 @@ def fit_glue(
 ) -> FittedGlue:
     """Pre-train under full noise, weigh cells by matched clusters, fine-tune (GLUE, training).
 
+    With `config.metacell_size` these stages see metacells, and a third one all cells, without noise
+    (GLUE, the atlas).
+
     Parameters
     ----------
     inputs
@@ -58,53 +67,85 @@ def fit_glue(
         Add the terms of the paired variant.
     training
         Checkpoints, precision and checks.
+
+    Raises
+    ------
+    ConfigError
+        When metacells are asked for together with the terms of the paired variant.
     """
+    if paired and config.metacell_size is not None:
+        msg = (
+            "metacell_size groups the cells of each layer by themselves, which undoes pairs; leave "
+            "it unset, or use the method 'glue'"
+        )
+        raise ConfigError(msg)
     run = TrainingRun() if training is None else training
     where = pick_device(device)
     n_shared = count_shared_batches(inputs) if config.shared_batches else None
     layers = [LayerData(layer, where) for layer in inputs.layers]
-    stages = plan_stages(len(inputs.cells), len(layers), config)
-    details: dict[str, Any] = {"schedule": dataclasses.asdict(stages), "device": str(where)}
+    # What the first two stages see.
+    first, first_layers = inputs, layers
+    metacells: list[np.ndarray] | None = None
+    if config.metacell_size is not None:
+        metacells = run.once("metacells", functools.partial(_group, inputs, config, seed))
+        first = combine(inputs, metacells)
+        first_layers = [LayerData(layer, where) for layer in first.layers]
+    stages = plan_stages(len(first.cells), len(layers), config)
+    details: dict[str, Any] = {
+        "schedule": dataclasses.asdict(stages),
+        "device": str(where),
+        "storage": inputs.storage,
+    }
     records = []
-    pretrained: GlueNetwork | None = None
+    trained: GlueNetwork | None = None
     weights: list[np.ndarray] | None = None
 
     def run_stage(
-        stage: str, shared: int | None, schedule: Schedule, burnin: float, stage_seed: int
+        stage: str,
+        schedule: Schedule,
+        noise_level: Callable[[int], float],
+        stage_seed: int,
+        *,
+        shared: int | None = n_shared,
+        own: GlueConfig = config,
+        seen: GlueInputs = first,
+        arrays: list[LayerData] = first_layers,
     ) -> GlueNetwork:
         torch.manual_seed(stage_seed)
-        network = GlueNetwork(inputs, config, [layer.input_dim for layer in layers], shared)
-        if pretrained is not None:
-            network.copy_matching(pretrained)
-        elif config.decoder_start == "data":
-            for layer in inputs.layers:
+        network = GlueNetwork(seen, own, [layer.input_dim for layer in arrays], shared)
+        if trained is not None:
+            network.copy_matching(trained)
+        elif own.decoder_start == "data":
+            for layer in seen.layers:
                 network.decoder(layer.name).start_from(layer.values, layer.batch)
         network.to(where)
         task = GlueTask(
             network,
-            layers,
-            inputs,
-            config,
+            arrays,
+            seen,
+            own,
             weights=weights,
-            noise_level=functools.partial(_noise_level, burnin),
+            noise_level=noise_level,
             n_shared_batches=shared,
             paired=paired,
             seed=stage_seed,
+            max_steps=stages.max_steps_per_epoch,
         )
-        records.append(train(task, schedule, stage=stage, run=run))
+        with contextlib.closing(task):
+            records.append(train(task, schedule, stage=stage, run=run))
         return network
 
+    balance: Balance | None = None
     if config.pretrain:
         # The adversary is on, but it only ever sees embeddings under full noise.
-        pretrained = run_stage("pretrain", None, stages.pretrain, math.inf, seed)
+        full_noise = functools.partial(_noise_level, math.inf)
+        trained = run_stage("pretrain", stages.pretrain, full_noise, seed, shared=None)
         if config.balance:
-            network = pretrained
-            balance = Balance(
-                **run.once(
-                    "balance",
-                    lambda: dataclasses.asdict(_balance(network, layers, inputs, config, seed)),
-                )
+            sizes = None if metacells is None else [np.bincount(codes) for codes in metacells]
+            estimate = functools.partial(
+                _balance, trained, first_layers, first, config, seed, sizes
             )
+            balance = Balance(**run.once("balance", lambda: dataclasses.asdict(estimate())))
             weights = balance.weights
             details["balance"] = {
                 layer.name: {
@@ -112,17 +153,31 @@ def fit_glue(
                     "share_unmatched": round(float((weights[k] == 0).mean()), 4),
                     "largest_weight": round(float(weights[k].max()), 3),
                 }
-                for k, layer in enumerate(inputs.layers)
+                for k, layer in enumerate(first.layers)
             }
-    network = run_stage(
-        "fine-tune",
-        n_shared,
-        stages.fine_tune,
-        stages.burnin,
-        seed + config.fine_tune_seed_offset,
-    )
+    falling_noise = functools.partial(_noise_level, stages.burnin)
+    offset = config.fine_tune_seed_offset
+    trained = run_stage("fine-tune", stages.fine_tune, falling_noise, seed + offset)
+    if metacells is not None:
+        if balance is not None:
+            weights = [w[m] for w, m in zip(balance.member_weights, metacells, strict=True)]
+        schedule = plan_cells_stage(len(inputs.cells), len(layers), config)
+        own = dataclasses.replace(
+            config, learning_rate=config.cells_learning_rate, batch_size=config.cells_batch_size
+        )
+        trained = run_stage(
+            "cells", schedule, lambda _: 0.0, seed + 2 * offset,
+            own=own, seen=inputs, arrays=layers,
+        )  # fmt: skip
+        details["schedule"]["cells"] = dataclasses.asdict(schedule)
+        details["metacells"] = {layer.name: layer.n_cells for layer in first.layers}
     details["stages"] = [record.summary() for record in records]
-    return FittedGlue(network, encode(network, layers), records, details)
+    return FittedGlue(trained, encode(trained, layers), records, details)
+
+
+def _group(inputs: GlueInputs, config: GlueConfig, seed: int) -> list[np.ndarray]:
+    size = cast("int", config.metacell_size)
+    return [assign_metacells(layer, size, seed) for layer in inputs.layers]
 
 
 def _noise_level(burnin: float, epoch: int) -> float:
@@ -162,19 +217,67 @@ def _balance(
     inputs: GlueInputs,
     config: GlueConfig,
     seed: int,
+    members: list[np.ndarray] | None,
 ) -> Balance:
     embedding = encode(network, layers)
     embeddings = [embedding.cells[layer.name] for layer in inputs.layers]
-    cluster = functools.partial(leiden_clusters, resolution=config.balance_resolution, seed=seed)
+    cluster = functools.partial(
+        sampled_clusters,
+        most=config.balance_cells,
+        resolution=config.balance_resolution,
+        seed=seed,
+    )
     options: dict[str, Any] = {
         "cutoff": config.balance_cutoff,
         "power": config.balance_power,
         "rule": config.balance_rule,
+        "members": members,
     }
     if config.shared_batches:
         batches = [layer.batch for layer in inputs.layers]
         return balance_within_batches(embeddings, batches, cluster, **options)
     return balancing_weights(embeddings, cluster, **options)
+
+
+def sampled_clusters(
+    embedding: np.ndarray, *, most: int | None, resolution: float, seed: int
+) -> np.ndarray:
+    """Leiden clusters of at most `most` cells; the others join the nearest mean by cosine.
+
+    The search for neighbours takes time with the square of the cells, the joining in proportion.
+
+    Parameters
+    ----------
+    embedding
+        Shape (n_cells, n_dims).
+    most
+        Cells to cluster, drawn at random; all when None.
+    resolution, seed
+        As of `leiden_clusters`; the seed is that of the draw as well.
+
+    Returns
+    -------
+    ndarray
+        Codes from 0, int64 (n_cells,).
+    """
+    if most is None or len(embedding) <= most:
+        return leiden_clusters(embedding, resolution=resolution, seed=seed)
+    drawn = np.random.default_rng(seed).choice(len(embedding), most, replace=False)
+    codes = leiden_clusters(embedding[drawn], resolution=resolution, seed=seed)
+    means = np.zeros((codes.max() + 1, embedding.shape[1]))
+    np.add.at(means, codes, _unit(embedding[drawn]))
+    means = _unit(means)
+    labels = np.empty(len(embedding), np.int64)
+    for first in range(0, len(embedding), _JOIN_ROWS):
+        rows = slice(first, first + _JOIN_ROWS)
+        # The length of a cell does not change which mean is the nearest.
+        labels[rows] = (embedding[rows] @ means.T).argmax(axis=1)
+    labels[drawn] = codes
+    return labels
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def leiden_clusters(
@@ -185,8 +288,7 @@ def leiden_clusters(
     from scbraid.metrics.connectivities import fuzzy_connectivities
     from scbraid.metrics.neighbors import nearest_neighbors
 
-    norms = np.linalg.norm(embedding, axis=1, keepdims=True)
-    unit = embedding / np.maximum(norms, 1e-12)
+    unit = _unit(embedding)
     # A graph of k neighbours counts the cell itself; Euclidean order on the sphere is cosine order.
     neighbors = nearest_neighbors(unit, min(n_neighbors, len(unit)) - 1)
     return leiden_partitions(fuzzy_connectivities(neighbors), [resolution], seed=seed)[0]

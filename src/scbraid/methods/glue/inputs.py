@@ -9,6 +9,15 @@ import logging
 import numpy as np
 import scipy.sparse as sp
 
+from scbraid.data.backed import (
+    Array,
+    BackedMatrix,
+    Matrix,
+    array_blocks,
+    in_file_order,
+    row_blocks,
+    take_columns,
+)
 from scbraid.data.layers import Layer, Layers
 from scbraid.errors import DataError
 from scbraid.guidance.graph import Guidance
@@ -31,7 +40,8 @@ class GlueLayer:
     name
         Modality.
     values
-        CSR (n_cells, n_used_features): what the decoder explains.
+        CSR (n_cells, n_used_features): what the decoder explains. In memory, or on disk with its
+        rows in the order of the file.
     features
         Names of the used features, in vertex order.
     vertices
@@ -49,10 +59,10 @@ class GlueLayer:
     """
 
     name: str
-    values: sp.csr_matrix
+    values: Matrix
     features: np.ndarray
     vertices: np.ndarray
-    rep: np.ndarray | None
+    rep: Array | None
     likelihood: str
     batch: np.ndarray
     batches: list[str]
@@ -90,17 +100,31 @@ class GlueInputs:
     def digest(self) -> str:
         """SHA-256 over everything that a training reads."""
         found = hashlib.sha256()
+
+        def add(*arrays: np.ndarray) -> None:
+            for array in arrays:
+                found.update(f"{array.dtype} {array.shape}".encode())
+                found.update(np.ascontiguousarray(array).data)
+
         graph = self.graph
-        arrays = [self.cells, graph.source, graph.target, graph.sign, graph.weight]
+        add(self.cells, graph.source, graph.target, graph.sign, graph.weight)
         for layer in self.layers:
             found.update(f"{layer.name} {layer.likelihood} {layer.values.shape}".encode())
-            values = layer.values
-            arrays += [values.indptr, values.indices, values.data, layer.vertices, layer.batch]
-            arrays += [] if layer.rep is None else [layer.rep]
-        for array in arrays:
-            found.update(f"{array.dtype} {array.shape}".encode())
-            found.update(np.ascontiguousarray(array).data)
+            add(layer.vertices, layer.batch)
+            for _, block in row_blocks(layer.values):
+                add(block.indptr, block.indices, block.data)
+            if layer.rep is not None:
+                for _, part in array_blocks(layer.rep):
+                    add(part)
         return found.hexdigest()
+
+    @property
+    def storage(self) -> dict[str, str]:
+        """Where each layer's counts are while training: ``memory`` or ``disk``."""
+        return {
+            layer.name: "disk" if isinstance(layer.values, BackedMatrix) else "memory"
+            for layer in self.layers
+        }
 
 
 def make_inputs(
@@ -155,7 +179,7 @@ def make_inputs(
         weight=graph.weight.astype(np.float32),
         n_vertices=graph.n_features,
     )
-    return GlueInputs(layers, training_graph, _match_cells(layers, paired=paired))
+    return GlueInputs(layers, training_graph, match_cells(layers, paired=paired))
 
 
 def _make_layer(
@@ -174,7 +198,11 @@ def _make_layer(
             f"{', '.join(LIKELIHOODS.names())} in uns['scbraid']['layers'][{name!r}]"
         )
         raise DataError(msg)
-    values = sp.csr_matrix(layer.counts[:, columns], dtype=np.float32)
+    values = take_columns(layer.counts, columns)
+    if isinstance(values, BackedMatrix):
+        values = in_file_order(values)
+    else:
+        values = sp.csr_matrix(values, dtype=np.float32)
     check_values(values, likelihood, name)
     rep = None
     if config.use_rep:
@@ -184,7 +212,7 @@ def _make_layer(
             msg = f"layer {name!r} has no obsm {key!r} (found: {found}); expected by use_rep=true"
             raise DataError(msg)
         rep = layer.reps[key]
-        n_bad = int((~np.isfinite(rep).all(axis=1)).sum())
+        n_bad = sum(int((~np.isfinite(part).all(axis=1)).sum()) for _, part in array_blocks(rep))
         if n_bad:
             msg = f"layer {name!r}: obsm {key!r} has NaN or infinite values in {n_bad:,} cells"
             raise DataError(msg)
@@ -206,7 +234,7 @@ def _make_layer(
     return GlueLayer(name, values, features, vertices, rep, likelihood, batch, batches, layer.cells)
 
 
-def check_values(values: sp.csr_matrix, likelihood: str, layer: str) -> None:
+def check_values(values: Matrix, likelihood: str, layer: str) -> None:
     """Refuse values outside the support of their likelihood.
 
     Raises
@@ -216,17 +244,22 @@ def check_values(values: sp.csr_matrix, likelihood: str, layer: str) -> None:
     """
     import torch
 
-    data = values.data
-    finite = np.isfinite(data)
-    if not finite.all():
-        msg = f"layer {layer!r}: {int((~finite).sum()):,} values are NaN or infinite"
-        raise DataError(msg)
     model = LIKELIHOODS[likelihood]
-    if model.accepts(torch.from_numpy(data)):
+    n_bad = 0
+    example: float | None = None
+    for _, block in row_blocks(values):
+        data = block.data
+        n_bad += int((~np.isfinite(data)).sum())
+        if n_bad or example is not None or model.accepts(torch.from_numpy(data)):
+            continue
+        example = next(
+            float(value) for value in data if not model.accepts(torch.tensor([float(value)]))
+        )
+    if n_bad:
+        msg = f"layer {layer!r}: {n_bad:,} values are NaN or infinite"
+        raise DataError(msg)
+    if example is None:
         return
-    example = next(
-        float(value) for value in data if not model.accepts(torch.tensor([float(value)]))
-    )
     remedy = "give raw counts, not normalised values" if model.counts else "choose another model"
     msg = (
         f"layer {layer!r}: likelihood {likelihood!r} needs {model.support}; found {example:.6g}. "
@@ -240,7 +273,16 @@ def _encode(names: np.ndarray) -> tuple[list[str], np.ndarray]:
     return [str(name) for name in batches], codes.astype(np.int64)
 
 
-def _match_cells(layers: list[GlueLayer], *, paired: bool) -> np.ndarray:
+def match_cells(layers: list[GlueLayer], *, paired: bool) -> np.ndarray:
+    """Rows of each cell in each layer, int64 (n_ids, n_layers), -1 where it is absent.
+
+    Parameters
+    ----------
+    layers
+        The layers.
+    paired
+        Whether equal names are the same cell; otherwise every cell is one of its own.
+    """
     if not paired:
         table = np.full((sum(layer.n_cells for layer in layers), len(layers)), -1, np.int64)
         first = 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -28,10 +29,11 @@ class GlueMethod(Method):
         tasks=("unpaired",),
         uses=frozenset({"guidance", "batch"}),
         requires=("torch",),
+        reads_disk=True,
         citation="Cao & Gao 2022, Nature Biotechnology, doi 10.1038/s41587-022-01284-4",
     )
     Config = GlueConfig
-    presets = PRESETS
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
     config: GlueConfig
     use_pairing: ClassVar[bool] = False
 
@@ -88,6 +90,11 @@ class PairedGlueMethod(GlueMethod):
         tasks=("paired", "hybrid"),
         uses=frozenset({"guidance", "batch", "pairing"}),
         requires=("torch",),
+        reads_disk=True,
         citation=GlueMethod.info.citation,
     )
+    # Metacells undo pairs.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        name: own for name, own in PRESETS.items() if "metacell_size" not in own
+    }
     use_pairing: ClassVar[bool] = True

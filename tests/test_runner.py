@@ -395,6 +395,10 @@ def test_wrong_requests_run_nothing(run, tmp_path):
         run(options={"hwo": "ok"})
     with pytest.raises(ConfigError, match="seed is -1; expected a number >= 0"):
         run(seed=-1)
+    with pytest.raises(ConfigError, match="checkpoint_every is -1; expected seconds, or 0 for non"):
+        run(checkpoint_every=-1)
+    with pytest.raises(UnknownNameError, match="unknown precision 'bf16'; did you mean"):
+        run(precision="bf16")
     assert not (tmp_path / "run").exists()
 
 
@@ -414,6 +418,30 @@ def test_old_results_are_replaced(run):
     status, folder = run("exit")
     assert status["status"] == "failed"
     assert_left_nothing(folder)
+
+
+@pytest.mark.parametrize("how", ["exit", "crash", "not_applicable"])
+def test_a_checkpoint_outlives_what_is_no_success(run, tmp_path, how):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("checkpoint.pt", ".checkpoint.pt.half.pt", ".history.tsv.half.tsv"):
+        (folder / name).write_text("state")
+    run(how)
+    # What was being written when a process was killed is of no use.
+    names = ["checkpoint.pt", "embedding.h5ad", "status.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    status, _ = run()
+    assert status["status"] == "ok"
+    assert sorted(path.name for path in folder.iterdir()) == names[1:]
+
+
+def test_status_of_a_method_that_does_not_train(run):
+    status, _ = run()
+    assert status["precision"] == "fp32"
+    assert status["training"] == {
+        "checkpoints": 0, "checkpoint_seconds": 0.0, "resumed": [],
+        "earlier_seconds": 0.0, "earlier_cpu_seconds": 0.0,
+    }  # fmt: skip
 
 
 # -- what a method may see -------------------------------------------------------------------------

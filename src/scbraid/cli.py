@@ -10,6 +10,7 @@ from typing import Any
 
 from scbraid._version import __version__
 from scbraid.errors import ScbraidError
+from scbraid.train import CHECKPOINT_EVERY_S, PRECISIONS
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -68,6 +69,19 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--time-limit", type=float, metavar="SECONDS")
     parser.add_argument("--memory-limit", type=float, metavar="MIB")
+    parser.add_argument(
+        "--precision", default=PRECISIONS[0], choices=PRECISIONS,
+        help="of networks; bf16-mixed is for GPUs",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checkpoint-every", type=float, default=CHECKPOINT_EVERY_S, metavar="SECONDS",
+        help="between checkpoints, from which the same command goes on; 0 for none "
+        "(default: %(default)g)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--check-gradients", action="store_true",
+        help="record the norms of all gradients, and name those that are not finite",
+    )  # fmt: skip
     parser.add_argument("--dataset", default="", help="name kept in the status")
     parser.add_argument("--condition", default="", help="name kept in the status")
     parser.add_argument(
@@ -121,6 +135,9 @@ def _run(options: argparse.Namespace) -> int:
             threads=options.threads,
             time_limit=options.time_limit,
             memory_limit=options.memory_limit,
+            precision=options.precision,
+            checkpoint_every=options.checkpoint_every,
+            check_gradients=options.check_gradients,
             dataset=options.dataset,
             condition=options.condition,
         )

@@ -16,12 +16,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from scbraid.errors import ConfigError
+from scbraid.errors import ConfigError, UnknownNameError
 from scbraid.files import read_json, write_json
 from scbraid.methods import methods
 from scbraid.methods.base import DEFAULT_PRESET
 from scbraid.methods.output import write_embedding
 from scbraid.provenance import provenance
+from scbraid.registry import near_miss
+from scbraid.train import CHECKPOINT_EVERY_S, PRECISIONS
+from scbraid.train.resources import memory_mib
 
 Status = Literal["ok", "failed", "timeout", "out_of_memory", "not_applicable"]
 
@@ -29,6 +32,7 @@ STATUS_FILE = "status.json"
 EMBEDDING_FILE = "embedding.h5ad"
 FEATURES_FILE = "features.npz"
 HISTORY_FILE = "history.tsv"
+CHECKPOINT_FILE = "checkpoint.pt"
 _POLL_S = 0.05
 # Training allocates and frees the same large arrays at every step. By default glibc returns them
 # to the system each time and pays for new pages; measured, keeping them saves a tenth of the CPU.
@@ -66,6 +70,12 @@ class RunRequest:
         Seconds of wall time, or None.
     memory_limit
         MiB of resident memory, or None.
+    precision
+        ``fp32`` or ``bf16-mixed``, of methods that train on this package's engine.
+    checkpoint_every
+        Seconds between checkpoints of a training; 0 for none.
+    check_gradients
+        Look at every gradient of every step of a training.
     dataset, condition
         Names kept in the status.
     """
@@ -82,6 +92,9 @@ class RunRequest:
     threads: int | None = None
     time_limit: float | None = None
     memory_limit: float | None = None
+    precision: str = "fp32"
+    checkpoint_every: float = CHECKPOINT_EVERY_S
+    check_gradients: bool = False
     dataset: str = ""
     condition: str = ""
 
@@ -93,16 +106,25 @@ def run_method(request: RunRequest) -> dict[str, Any]:
     limit), ``status.json`` says so, and ``embedding.h5ad`` exists (with 0 cells unless all went
     well). Results are moved into place only when complete; the status comes last.
 
+    A training writes ``checkpoint.pt`` in the folder every `request.checkpoint_every` seconds. The
+    same request goes on from it, to the same end; it is removed when the run has ended well.
+
     Raises
     ------
     ConfigError, UnknownNameError
-        When the request itself is wrong (unknown method, preset or option): nothing is run.
+        When the request itself is wrong (unknown method, preset, option or precision, numbers out
+        of range): nothing is run.
     """
     method = methods()[request.method]
     config = method.configure(request.preset, request.options)
     if request.seed < 0:
         msg = f"seed is {request.seed}; expected a number >= 0"
         raise ConfigError(msg)
+    if request.checkpoint_every < 0:
+        msg = f"checkpoint_every is {request.checkpoint_every:g}; expected seconds, or 0 for none"
+        raise ConfigError(msg)
+    if request.precision not in PRECISIONS:
+        raise UnknownNameError(near_miss(request.precision, PRECISIONS, "precision"))
     output = Path(request.output)
     output.mkdir(parents=True, exist_ok=True)
     for stale in (STATUS_FILE, *_PRODUCTS):
@@ -115,6 +137,8 @@ def run_method(request: RunRequest) -> dict[str, Any]:
         for product in _PRODUCTS:
             if outcome["status"] == "ok" and (scratch / product).exists():
                 (scratch / product).replace(output / product)
+    if outcome["status"] == "ok":
+        (output / CHECKPOINT_FILE).unlink(missing_ok=True)
     if outcome["status"] != "ok":
         write_embedding(output / EMBEDDING_FILE, {}, {}, f"X_{request.method}")
     status = {
@@ -122,7 +146,7 @@ def run_method(request: RunRequest) -> dict[str, Any]:
         "reason": outcome["reason"],
         "seconds": round(outcome.get("seconds", end.seconds), 3),
         "wall_seconds": round(time.perf_counter() - began, 3),
-        "cpu_seconds": round(end.cpu_seconds, 3),
+        "cpu_seconds": round(end.cpu_seconds + outcome.get("earlier_cpu_seconds", 0.0), 3),
         "peak_rss_mib": round(max(end.peak_rss_mib, outcome.get("peak_rss_mib", 0.0)), 1),
         "peak_gpu_mib": outcome.get("peak_gpu_mib"),
         "dataset": request.dataset,
@@ -133,6 +157,8 @@ def run_method(request: RunRequest) -> dict[str, Any]:
         "config": config.as_dict(),
         "device": outcome.get("device", request.device),
         "threads": request.threads,
+        "precision": request.precision,
+        "training": outcome.get("training", {}),
         "limits": {"seconds": request.time_limit, "memory_mib": request.memory_limit},
         "details": outcome.get("details", {}),
         "traceback": outcome.get("traceback", ""),
@@ -144,14 +170,22 @@ def run_method(request: RunRequest) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _scratch(output: Path) -> Iterator[Path]:
-    # Left behind by a run that was killed outright; nothing in it is complete.
-    for old in output.glob(".run-*"):
-        shutil.rmtree(old, ignore_errors=True)
+    _remove_leftovers(output)
     scratch = Path(tempfile.mkdtemp(prefix=".run-", dir=output))
     try:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        _remove_leftovers(output)
+
+
+def _remove_leftovers(output: Path) -> None:
+    """Remove what a process that was killed outright had begun to write; none of it is complete."""
+    for old in output.glob(".run-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    for file in (CHECKPOINT_FILE, HISTORY_FILE):
+        for old in output.glob(f".{file}.*"):
+            old.unlink(missing_ok=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,17 +263,6 @@ def _supervise(request: RunRequest, scratch: Path) -> _End:
 def _kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-
-
-def memory_mib(pid: int) -> tuple[float, float]:
-    """Resident memory of a process, now and at most; zeros where the system has no /proc."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0.0, 0.0
-    fields = dict(line.partition(":")[::2] for line in lines)
-    now, highest = (int(fields.get(key, "0 kB").split()[0]) / 1024 for key in ("VmRSS", "VmHWM"))
-    return now, highest
 
 
 def _outcome(scratch: Path, end: _End) -> dict[str, Any]:

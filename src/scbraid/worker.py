@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import logging
 import os
 import signal
@@ -18,18 +20,23 @@ import pandas as pd
 
 from scbraid.data.layers import Layers
 from scbraid.errors import NotApplicable
-from scbraid.files import read_json, write_json
+from scbraid.files import read_json, sha256_file, write_json
 from scbraid.guidance.graph import Guidance
 from scbraid.methods import methods
 from scbraid.methods.base import Method, MethodInfo, MethodResult, Truth
+from scbraid.methods.config import MethodConfig
 from scbraid.methods.output import write_embedding, write_features
 from scbraid.runner import (
+    CHECKPOINT_FILE,
     EMBEDDING_FILE,
     FEATURES_FILE,
     HISTORY_FILE,
     RunRequest,
-    memory_mib,
 )
+from scbraid.sources import code_digest
+from scbraid.train.history import write_history
+from scbraid.train.resources import memory_mib, peak_gpu_mib
+from scbraid.train.run import TrainingRun
 
 # What methods that use labels are shown. No pseudotime: a value of the cell's own tells partners.
 LABEL_COLUMNS = ("cell_type", "subtype", "lineage", "scored")
@@ -73,21 +80,64 @@ def _run(method: type[Method], request: RunRequest, scratch: Path) -> dict[str, 
         import torch
 
         torch.set_num_threads(request.threads)
+    output = Path(request.output)
+    training = TrainingRun(
+        checkpoint=output / CHECKPOINT_FILE if request.checkpoint_every else None,
+        checkpoint_every=request.checkpoint_every,
+        key=functools.partial(run_key, request, method, config),
+        history=output / HISTORY_FILE,
+        precision=request.precision,
+        check_gradients=request.check_gradients,
+    )
     began = time.perf_counter()
-    fitted = method(config, seed=request.seed, device=request.device)
+    fitted = method(config, seed=request.seed, device=request.device, training=training)
     result = fitted.fit(blinded, guidance, truth)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - began + training.earlier_seconds
     result.check(blinded, info.name)
     _write(scratch, info, data, result, order)
     return {
         "status": "ok",
         "reason": "",
         "seconds": seconds,
-        "peak_rss_mib": memory_mib(os.getpid())[1],
-        "peak_gpu_mib": _peak_gpu_mib(),
+        "earlier_cpu_seconds": training.earlier_cpu_seconds,
+        "peak_rss_mib": max(memory_mib()[1], training.earlier_peak_rss_mib),
+        "peak_gpu_mib": peak_gpu_mib(),
+        "training": training.summary(),
         "details": result.details,
         "device": result.details.get("device", "cpu"),
     }
+
+
+def run_key(request: RunRequest, method: type[Method], config: MethodConfig) -> dict[str, Any]:
+    """What decides every bit of a run: a checkpoint of another key is another run's.
+
+    Limits are not in it: a run that hit one can go on under a larger one.
+    """
+    from scbraid.train.devices import pick_device
+
+    files = {"input": request.input, "guidance": request.guidance, "truth": request.truth}
+    return {
+        "method": method.info.name,
+        "config": config.as_dict(),
+        "seed": request.seed,
+        "device": str(pick_device(request.device)),
+        "threads": request.threads,
+        **{name: file and _digest(Path(file)) for name, file in files.items()},
+        "code": code_digest(
+            # That of a plug-in is a file of its own; our methods are modules of the package.
+            sys.modules[method.__module__].__file__ or __file__,
+            ["scbraid.worker"],
+            apart=("scbraid.methods", "scbraid.methods.baselines"),
+        ),
+    }
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, or of the h5ad files of a folder with their names."""
+    if path.is_file():
+        return sha256_file(path)
+    lines = [f"{file.name} {sha256_file(file)}\n" for file in sorted(path.glob("*.h5ad"))]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def blind(
@@ -162,14 +212,7 @@ def _write(
     if result.features:
         write_features(scratch / FEATURES_FILE, result)
     if result.history is not None:
-        result.history.to_csv(scratch / HISTORY_FILE, sep="\t", index=False, float_format="%.8g")
-
-
-def _peak_gpu_mib() -> float | None:
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return None
-    return torch.cuda.max_memory_allocated() / 2**20
+        write_history(scratch / HISTORY_FILE, result.history)
 
 
 def _describe(error: Exception) -> dict[str, Any]:

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from scbraid.errors import ScbraidError
+from scbraid.errors import ConfigError, ScbraidError, UnknownNameError
 from scbraid.train.engine import (
+    NonFiniteGradientError,
     NonFiniteLossError,
     Schedule,
     TrainingRecord,
+    TrainingRun,
     pick_device,
     train,
 )
@@ -36,7 +39,7 @@ class Script:
     def _loss(self, epoch: int) -> torch.Tensor:
         return torch.tensor(float(self.losses[epoch - 1]))
 
-    def train_steps(self, epoch):
+    def train_steps(self, epoch, start=0):
         self.modes.append(("train", self.model.training, torch.is_grad_enabled()))
         self.rates.append(tuple(o.param_groups[0]["lr"] for o in self.optimizers))
         for step in range(self.n_steps):
@@ -216,8 +219,9 @@ def test_a_loss_that_is_no_number_stops_the_training_and_is_named(value, split):
     class Broken(Script):
         pass
 
-    def broken(self, epoch):
-        original = getattr(Script, split)(self, epoch)
+    def broken(self, *arguments):
+        epoch = arguments[0]
+        original = getattr(Script, split)(self, *arguments)
         for terms in original:
             yield {**terms, "atac_nll": torch.tensor(value if epoch == 2 else 1.0)}
 
@@ -235,17 +239,224 @@ def test_a_broken_loss_is_noticed_inside_a_long_epoch():
     class Long(Script):
         seen = 0
 
-        def train_steps(self, epoch):
+        def train_steps(self, epoch, start=0):
             for step in range(100_000):
                 self.seen = step
                 yield {"vae": torch.tensor(math.nan if step == 3 else 1.0)}
 
-    task = Long([1.0])
-    with pytest.raises(NonFiniteLossError):
+    task = Long([1.0, 1.0])
+    with pytest.raises(NonFiniteLossError, match="'vae' is not finite, first at step 4 of the epo"):
         train(task, Schedule(1, 1, 1), stage="stage")
     assert task.seen < 200
 
 
-def test_device_names():
+@pytest.mark.parametrize("bad", [1, 64, 65, 130])
+def test_the_step_of_a_broken_loss_is_told(bad):
+    class Breaks(Script):
+        def train_steps(self, epoch, start=0):
+            for step in range(1, 141):
+                broken = epoch == 2 and step >= bad
+                yield {"vae": torch.tensor(1.0), "kl": torch.tensor(math.inf if broken else 1.0)}
+
+    words = (
+        rf"stage, epoch 2: loss term 'kl' is not finite, first at step {bad} of the epoch "
+        rf"\(step {140 + bad} of the stage\)"
+    )
+    with pytest.raises(NonFiniteLossError, match=words):
+        train(Breaks([1.0] * 3), Schedule(3, 9, 9), stage="stage")
+
+
+def test_terms_that_change_between_steps_are_refused():
+    class Fickle(Script):
+        def train_steps(self, epoch, start=0):
+            yield {"vae": torch.tensor(1.0)}
+            yield {"vae": torch.tensor(1.0), "kl": torch.tensor(1.0)}
+
+    with pytest.raises(ConfigError, match="a step has the terms vae, kl, the steps before it had "):
+        train(Fickle([1.0]), Schedule(1, 1, 1), stage="stage")
+
+
+# -- other ways to end, to watch and to restore ----------------------------------------------------
+
+
+def test_steps_limit_a_training_within_an_epoch():
+    task = Script([1.0] * 5, n_steps=4)
+    record = train(task, Schedule(5, None, None, max_steps=10), stage="stage")
+    assert (record.steps, record.epochs) == (10, 3)
+    assert [row["step"] for row in record.history if row["split"] == "train"] == [4, 8, 10]
+    assert record.history[-1]["split"] == "validation"
+    endless = train(
+        Script([1.0] * 9, n_steps=4), Schedule(None, None, None, max_steps=8), stage="s"
+    )
+    assert (endless.steps, endless.epochs) == (8, 2)
+
+
+def test_patiences_may_be_absent():
+    losses = [3.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+    record, _ = run(losses, patience=None, reduce_lr_patience=None)
+    assert (record.epochs, record.lr_drops, record.stopped_early) == (8, [], False)
+    # Without a plateau nothing is waited for before states are kept.
+    assert (
+        run(losses, patience=None, reduce_lr_patience=None, restore="best")[0].restored_epoch == 2
+    )
+    assert run(losses, patience=3, reduce_lr_patience=None)[0].epochs == 5
+
+
+def test_the_last_state_may_be_asked_for():
+    losses = [3.0, 1.0, 2.0, 2.5, 2.0, 2.0]
+    record, task = run(losses, patience=None, reduce_lr_patience=None, restore="last")
+    assert record.restored_epoch == 6
+    assert float(task.model.weight.detach()) == 6
+
+
+def test_another_term_may_be_monitored():
+    # rna_nll is the number of the epoch: it rises from the start, while vae falls.
+    losses = np.linspace(9, 1, 9)
+    record, _ = run(losses, patience=2, reduce_lr_patience=None, monitor="rna_nll")
+    assert (record.epochs, record.stopped_early) == (3, True)
+    with pytest.raises(
+        UnknownNameError, match="unknown term to monitor 'rna_nl'; did you mean 'rn"
+    ):
+        run(losses, monitor="rna_nl")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_epochs": 0}, "Schedule.max_epochs is 0; expected at least 1, or None"),
+        (
+            {"max_epochs": None},
+            "Schedule.max_epochs is None; expected a number, or a number of max_",
+        ),
+        ({"max_steps": 0}, "Schedule.max_steps is 0"),
+        ({"restore": "first"}, "Schedule.restore is 'first'; expected latest or best or last"),
+        ({"keep": 0}, "Schedule.keep is 0"),
+        ({"average": 1.0}, "Schedule.average is 1.0; expected between 0 and 1"),
+        ({"clip_norm": 0.0}, "Schedule.clip_norm is 0.0; expected a number above 0"),
+        ({"reduce_lr_factor": 1.5}, "Schedule.reduce_lr_factor is 1.5"),
+    ],
+)
+def test_schedules_out_of_range_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        run([1.0], **{"max_epochs": 1, **change})
+
+
+# -- gradients -------------------------------------------------------------------------------------
+
+
+class Regression:
+    """Least squares by two optimisers with three parameter groups, one full batch a step."""
+
+    monitor = "loss"
+    mixed = ()
+
+    def __init__(self, scale=1.0, n_steps=3):
+        torch.manual_seed(0)
+        self.model = nn.ModuleDict({"a": nn.Linear(4, 3), "b": nn.Linear(3, 1)})
+        a, b = self.model["a"], self.model["b"]
+        self.optimizers = [
+            torch.optim.SGD([{"params": [a.weight]}, {"params": [a.bias]}], lr=0.1),
+            torch.optim.SGD(b.parameters(), lr=0.1),
+        ]
+        self.x, self.y = torch.randn(20, 4), scale * torch.randn(20, 1)
+        self.n_steps = n_steps
+        self.applied: list[list[torch.Tensor]] = []
+
+    def loss(self):
+        return (self.model["b"](self.model["a"](self.x)) - self.y).square().mean()
+
+    def train_steps(self, epoch, start=0):
+        for _ in range(self.n_steps):
+            for optimizer in self.optimizers:
+                self.model.zero_grad()
+                loss = self.loss()
+                loss.backward()
+                optimizer.step()
+            self.applied.append([p.grad.clone() for p in self.model["b"].parameters()])
+            yield {"loss": loss.detach()}
+
+    def validation_steps(self, epoch):
+        yield {"loss": self.loss()}
+
+
+def test_gradient_norms_are_recorded_by_group():
+    task = Regression(n_steps=1)
+    reference = Regression()
+    record = train(task, Schedule(2, None, None), stage="s", run=TrainingRun(check_gradients=True))
+    reference.loss().backward()
+    row = record.history[0]
+    a = reference.model["a"]
+    assert row["gradient_norm_0"] == pytest.approx(float(a.weight.grad.norm()), rel=1e-5)
+    assert row["gradient_norm_1"] == pytest.approx(float(a.bias.grad.norm()), rel=1e-5)
+    norms = torch.stack([g.norm() for g in task.applied[0]]).norm()
+    assert row["gradient_norm_2"] == pytest.approx(float(norms), rel=1e-5)
+    assert not any(name.startswith("gradient") for name in record.history[1])
+    plain = train(Regression(), Schedule(1, None, None), stage="s").history[0]
+    assert "gradient_norm_0" not in plain
+
+
+def test_checking_gradients_changes_no_number():
+    tasks = [Regression(), Regression()]
+    for task, check in zip(tasks, (False, True), strict=True):
+        train(task, Schedule(3, None, None), stage="s", run=TrainingRun(check_gradients=check))
+    for a, b in zip(tasks[0].model.parameters(), tasks[1].model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_gradient_that_is_no_number_is_named_by_parameter_and_step():
+    class Breaks(Regression):
+        def loss(self):
+            loss = super().loss()
+            if len(self.applied) == 4:
+                # √ has an infinite slope at 0: the loss is finite, its gradient is not.
+                loss = loss + (self.model["b"].bias * 0).abs().sqrt().sum()
+            return loss
+
+    run = TrainingRun(check_gradients=True)
+    words = r"s, epoch 2, step 5: the gradient of 'b.bias' is not finite"
+    with pytest.raises(NonFiniteGradientError, match=words):
+        train(Breaks(), Schedule(3, None, None), stage="s", run=run)
+
+
+def test_gradients_are_clipped_only_where_a_schedule_says_so():
+    free, clipped = Regression(scale=100.0), Regression(scale=100.0)
+    train(free, Schedule(1, None, None, max_steps=1), stage="s")
+    train(clipped, Schedule(1, None, None, clip_norm=0.5), stage="s")
+
+    def norm(gradients):
+        return float(torch.stack([g.norm() for g in gradients]).norm())
+
+    assert norm(free.applied[0]) > 10
+    assert [norm(g) for g in clipped.applied] == pytest.approx([0.5] * 3, rel=1e-4)
+
+
+def test_hooks_end_with_the_training():
+    task = Regression(scale=100.0)
+    train(task, Schedule(1, None, None, clip_norm=0.5), stage="s")
+    task.model.zero_grad()
+    task.loss().backward()
+    before = task.model["b"].weight.grad.clone()
+    task.optimizers[1].step()
+    assert torch.equal(before, task.model["b"].weight.grad)
+
+
+# -- what a training has used ----------------------------------------------------------------------
+
+
+def test_resources_are_on_record():
+    record, _ = run([1.0, 1.0])
+    summary = record.summary()
+    assert summary["seconds"] >= 0
+    assert summary["cpu_seconds"] > 0
+    assert summary["peak_rss_mib"] > 20 or not Path("/proc").is_dir()
+    assert summary["peak_gpu_mib"] is None
+
+
+def test_device_names(monkeypatch):
     assert pick_device("cpu").type == "cpu"
     assert pick_device("auto").type in {"cpu", "cuda", "mps"}
+    with pytest.raises(ConfigError, match="unknown device 'gpu'; expected auto, cpu, cuda or mps"):
+        pick_device("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"device 'cuda' was asked for, but torch .* finds"):
+        pick_device("cuda")

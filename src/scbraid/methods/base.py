@@ -16,6 +16,7 @@ from scbraid.errors import ConfigError, ContractError, DataError, NotApplicable,
 from scbraid.guidance.graph import Guidance
 from scbraid.methods.config import MethodConfig
 from scbraid.registry import near_miss
+from scbraid.train.run import TrainingRun
 
 Role = Literal["subject", "baseline", "control", "oracle"]
 Use = Literal["labels", "pairing", "batch", "guidance"]
@@ -167,6 +168,9 @@ class Method(abc.ABC):
         Seed of everything random in it.
     device
         ``cpu``, ``cuda``, ``mps`` or ``auto``; methods without torch ignore it.
+    training
+        Checkpoints, precision and checks for `scbraid.train.engine.train`; methods that do not
+        train ignore it.
 
     Notes
     -----
@@ -178,10 +182,18 @@ class Method(abc.ABC):
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
-    def __init__(self, config: MethodConfig, *, seed: int = 0, device: str = "auto") -> None:
+    def __init__(
+        self,
+        config: MethodConfig,
+        *,
+        seed: int = 0,
+        device: str = "auto",
+        training: TrainingRun | None = None,
+    ) -> None:
         self.config = config
         self.seed = seed
         self.device = device
+        self.training = TrainingRun() if training is None else training
 
     @classmethod
     def configure(

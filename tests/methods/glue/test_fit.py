@@ -18,13 +18,13 @@ from scbraid.methods.glue.inputs import make_inputs
 from scbraid.metrics.foscttm import foscttm
 from scbraid.train.engine import NonFiniteLossError, TrainingRecord
 
-# A few hundred steps a stage: enough for simulated data.
+# Some hundred steps a stage: enough for simulated data.
 SHORT = {
     "latent_dim": 10,
     "hidden_dim": 32,
     "batch_size": 32,
     "learning_rate": 0.005,
-    "duration": 0.03,
+    "duration": 0.5,
 }
 
 
@@ -82,18 +82,17 @@ def test_history_has_every_term_of_both_stages(trained):
 def test_details_tell_schedule_stages_and_balance(trained):
     result, case = trained
     details = result.details
-    # 400 cells, 10 % held out, batches of 32, lr 0.005, 3 % of the usual length.
-    steps = 400 * 0.9 / 32
-    assert details["durations"] == {
-        name: math.ceil(0.03 * units / (0.005 * steps))
-        for name, units in (
-            ("burnin", 8), ("max_epochs", 48), ("patience", 4), ("reduce_lr_patience", 2),
-        )
-    }  # fmt: skip
-    assert [stage["stage"] for stage in details["stages"]] == ["pretrain", "fine-tune"]
+    # Half of the usual length; 400 cells, 10 % held out, in batches of 32.
+    stages = {"pretrain": 12, "fine-tune": 30}
+    schedule = details["schedule"]
+    assert schedule["burnin"] == 5
+    assert schedule["pretrain"]["max_epochs"] == 12
+    assert schedule["fine_tune"]["max_epochs"] == 30
+    assert [stage["stage"] for stage in details["stages"]] == list(stages)
     for stage in details["stages"]:
-        assert 0 < stage["restored_epoch"] <= stage["epochs"] <= details["durations"]["max_epochs"]
-        assert stage["steps"] == stage["epochs"] * (360 // 32)
+        epochs = stages[stage["stage"]]
+        assert stage["restored_epoch"] == stage["epochs"] == epochs
+        assert stage["steps"] == epochs * (360 // 32)
     assert details["balance"].keys() == {"rna", "atac"}
     assert details["balance"]["rna"]["clusters"] > 1
     assert details["device"] == "cpu"
@@ -146,20 +145,20 @@ def test_raw_input_preset_encodes_the_features(prepared, quick):
 
 def test_paired_variant(prepared, quick):
     case = prepared(task="paired", n_cells=100)
-    result = run(case, "glue_paired", **quick, duration=1.0)
+    result = run(case, "glue_paired", **quick, schedule="plateau")
     assert {"joint_cross", "real_cross", "cosine"} <= set(result.history.columns)
     # A pair counts once: half the cells of the unpaired problem, so the stages are longer.
     steps = 100 * 0.9 / 32
-    assert result.details["durations"]["burnin"] == math.ceil(8 / (0.002 * steps))
-    plain = run(case, "glue", **quick, duration=1.0)
-    assert plain.details["durations"]["burnin"] == math.ceil(8 / (0.002 * 2 * steps))
+    assert result.details["schedule"]["burnin"] == math.ceil(8 / (0.002 * steps))
+    plain = run(case, "glue", **quick, schedule="plateau")
+    assert plain.details["schedule"]["burnin"] == math.ceil(8 / (0.002 * 2 * steps))
     assert "cosine" not in plain.history.columns
 
 
 @pytest.mark.slow
 def test_pairing_helps(prepared):
     case = prepared(task="paired", n_cells=160)
-    options = {**SHORT, "duration": 0.03, "preset": "no_pretrain"}
+    options = {**SHORT, "preset": "no_pretrain"}
     plain = foscttm(*case.pairs(run(case, "glue", **options).embeddings))
     paired = foscttm(*case.pairs(run(case, "glue_paired", **options, lam_cosine=0.5).embeddings))
     assert paired < plain - 0.03
@@ -218,7 +217,7 @@ class Setup:
             tasks.append({"initial": state, **settings})
             return original(network, layers, inputs, config, **settings)
 
-        def pretend(task, schedule, *, stage):
+        def pretend(task, schedule, *, stage, run):
             # "Training" leaves a mark on every parameter, so that the transfer shows.
             with torch.no_grad():
                 for parameter in task.model.parameters():
@@ -240,29 +239,29 @@ class Setup:
         return self.stages[stage]
 
 
-def test_stages_differ_in_noise_weights_warmup_and_seed(monkeypatch, prepared):
-    setup = Setup(monkeypatch, prepared(n_cells=100))
+@pytest.mark.parametrize("schedule", ["averaged", "plateau"])
+def test_stages_differ_in_noise_weights_warmup_and_seed(monkeypatch, prepared, schedule):
+    setup = Setup(monkeypatch, prepared(n_cells=100), schedule=schedule)
     assert list(setup.stages) == ["pretrain", "fine-tune"]
-    durations = setup.fitted.details["durations"]
+    planned = setup.fitted.details["schedule"]
     first, second = setup["pretrain"], setup["fine-tune"]
     # The adversary never sees less than full noise in the first stage.
     assert [first["noise_level"](e) for e in (1, 50, 5_000)] == [1, 1, 1]
-    burnin = durations["burnin"]
+    burnin = planned["burnin"]
     assert second["noise_level"](1) == 1
     assert second["noise_level"](burnin + 1) == 0
     assert second["noise_level"](2) == pytest.approx(1 - 1 / burnin)
     assert first["weights"] is None
     assert all(w.mean() == pytest.approx(1) for w in second["weights"])
-    assert (first["schedule"].warmup, second["schedule"].warmup) == (0, burnin)
     assert (first["seed"], second["seed"]) == (7, 8)
-    for stage in (first, second):
-        schedule = stage["schedule"]
-        assert schedule.max_epochs == durations["max_epochs"]
-        assert schedule.patience == durations["patience"]
-        assert schedule.reduce_lr_patience == durations["reduce_lr_patience"]
-        assert (schedule.reduce_lr_factor, schedule.wait_n_lrs, schedule.keep) == (0.1, 1, 3)
-        assert schedule.restore == "latest"
-        assert stage["rates"] == [2e-3, 2e-3]
+    assert dataclasses.asdict(first["schedule"]) == planned["pretrain"]
+    assert dataclasses.asdict(second["schedule"]) == planned["fine_tune"]
+    assert [stage["rates"] for stage in (first, second)] == [[2e-3, 2e-3]] * 2
+    if schedule == "plateau":
+        assert (first["schedule"].warmup, second["schedule"].warmup) == (0, burnin)
+        for stage in (first["schedule"], second["schedule"]):
+            assert (stage.reduce_lr_factor, stage.wait_n_lrs, stage.keep) == (0.1, 1, 3)
+            assert (stage.restore, stage.average) == ("latest", None)
 
 
 def test_second_stage_starts_where_the_first_ended(monkeypatch, prepared):

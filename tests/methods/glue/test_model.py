@@ -67,7 +67,7 @@ def test_training_writes_embeddings_into_the_data(trained, quick):
         )
     assert list(model.get_latent_representation()) == list(data)
     assert set(model.history["stage"]) == {"pretrain", "fine-tune"}
-    assert "durations" in model.details
+    assert "schedule" in model.details
 
 
 def test_model_equals_the_method_of_the_registry(trained, quick):

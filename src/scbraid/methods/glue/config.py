@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 from scbraid.errors import ConfigError
@@ -56,9 +55,16 @@ class GlueConfig(MethodConfig):
         "latest", "which of the three best checkpoints is kept", choices=("latest", "best")
     )
     fine_tune_seed_offset: int = option(1, "seed of the second stage minus that of the first")
-    duration: float = option(
-        0.2, "length of the automatic schedule; 1 is 24,000 steps a stage at most", gt=0
+    schedule: str = option(
+        "averaged",
+        "averaged: fixed lengths at a constant rate, weights averaged; plateau: the original's, "
+        "the rate falls with the loss and training stops early",
+        choices=("averaged", "plateau"),
     )
+    average_decay: float = option(
+        0.995, "averaged: weight of the past in the running mean of weights, a step", gt=0, lt=1
+    )
+    duration: float = option(1.0, "length of both stages and of the burn-in, as a factor", gt=0)
     max_epochs: int | None = option(None, "epochs a stage at most; automatic when None", ge=1)
 
     def __post_init__(self) -> None:
@@ -79,7 +85,7 @@ PAPER: dict[str, Any] = {
     "balance_rule": "product",
     "restore": "latest",
     "fine_tune_seed_offset": 0,
-    "duration": 1.0,
+    "schedule": "plateau",
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -89,39 +95,3 @@ PRESETS: dict[str, dict[str, Any]] = {
     "no_align": {"lam_align": 0.0, "balance": False},
     "raw_input": {"use_rep": False},
 }
-
-# Durations in units of 1/learning rate: a stage of P units has P/lr steps, and at least P epochs.
-BURNIN_UNITS = 8.0
-MAX_UNITS = 48.0
-PATIENCE_UNITS = 4.0
-REDUCE_LR_UNITS = 2.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Durations:
-    """The automatic schedule of one data set, in epochs."""
-
-    burnin: int
-    max_epochs: int
-    patience: int
-    reduce_lr_patience: int
-
-
-def automatic_durations(n_cells: int, config: GlueConfig) -> Durations:
-    """Epochs of burn-in, training and patience for `n_cells` (a paired cell counts once).
-
-    With b = N·(1 − validation share)/batch size steps an epoch, P units last
-    max(⌈P/(lr·b)⌉, ⌈P⌉) epochs (GLUE v0.2.0 and later).
-    """
-    steps = n_cells * (1 - config.val_split) / config.batch_size
-
-    def epochs(units: float) -> int:
-        units *= config.duration
-        return max(math.ceil(units / (config.learning_rate * steps)), math.ceil(units))
-
-    return Durations(
-        burnin=epochs(BURNIN_UNITS),
-        max_epochs=config.max_epochs or epochs(MAX_UNITS),
-        patience=epochs(PATIENCE_UNITS),
-        reduce_lr_patience=epochs(REDUCE_LR_UNITS),
-    )

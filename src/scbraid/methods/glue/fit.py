@@ -13,11 +13,12 @@ import torch
 
 from scbraid.errors import DataError
 from scbraid.methods.glue.balance import Balance, balance_within_batches, balancing_weights
-from scbraid.methods.glue.config import GlueConfig, automatic_durations
+from scbraid.methods.glue.config import GlueConfig
 from scbraid.methods.glue.inputs import GlueInputs
 from scbraid.methods.glue.network import Embedding, GlueNetwork, LayerData, encode
 from scbraid.methods.glue.objective import GlueTask
-from scbraid.train.engine import Schedule, TrainingRecord, pick_device, train
+from scbraid.methods.glue.stages import plan_stages
+from scbraid.train.engine import Schedule, TrainingRecord, TrainingRun, pick_device, train
 
 logger = logging.getLogger("scbraid")
 
@@ -39,6 +40,7 @@ def fit_glue(
     seed: int,
     device: str = "auto",
     paired: bool = False,
+    training: TrainingRun | None = None,
 ) -> FittedGlue:
     """Pre-train under full noise, weigh cells by matched clusters, fine-tune (GLUE, training).
 
@@ -54,24 +56,21 @@ def fit_glue(
         ``auto`` or a torch device name.
     paired
         Add the terms of the paired variant.
+    training
+        Checkpoints, precision and checks.
     """
+    run = TrainingRun() if training is None else training
     where = pick_device(device)
     n_shared = count_shared_batches(inputs) if config.shared_batches else None
     layers = [LayerData(layer, where) for layer in inputs.layers]
-    durations = automatic_durations(len(inputs.cells), config)
-    schedule = Schedule(
-        max_epochs=durations.max_epochs,
-        patience=durations.patience,
-        reduce_lr_patience=durations.reduce_lr_patience,
-        restore=config.restore,
-    )
-    details: dict[str, Any] = {"durations": dataclasses.asdict(durations), "device": str(where)}
+    stages = plan_stages(len(inputs.cells), config)
+    details: dict[str, Any] = {"schedule": dataclasses.asdict(stages), "device": str(where)}
     records = []
     pretrained: GlueNetwork | None = None
     weights: list[np.ndarray] | None = None
 
     def run_stage(
-        stage: str, shared: int | None, stage_schedule: Schedule, burnin: float, stage_seed: int
+        stage: str, shared: int | None, schedule: Schedule, burnin: float, stage_seed: int
     ) -> GlueNetwork:
         torch.manual_seed(stage_seed)
         network = GlueNetwork(inputs, config, [layer.input_dim for layer in layers], shared)
@@ -92,14 +91,20 @@ def fit_glue(
             paired=paired,
             seed=stage_seed,
         )
-        records.append(train(task, stage_schedule, stage=stage))
+        records.append(train(task, schedule, stage=stage, run=run))
         return network
 
     if config.pretrain:
         # The adversary is on, but it only ever sees embeddings under full noise.
-        pretrained = run_stage("pretrain", None, schedule, math.inf, seed)
+        pretrained = run_stage("pretrain", None, stages.pretrain, math.inf, seed)
         if config.balance:
-            balance = _balance(pretrained, layers, inputs, config, seed)
+            network = pretrained
+            balance = Balance(
+                **run.once(
+                    "balance",
+                    lambda: dataclasses.asdict(_balance(network, layers, inputs, config, seed)),
+                )
+            )
             weights = balance.weights
             details["balance"] = {
                 layer.name: {
@@ -112,8 +117,8 @@ def fit_glue(
     network = run_stage(
         "fine-tune",
         n_shared,
-        dataclasses.replace(schedule, warmup=durations.burnin),
-        durations.burnin,
+        stages.fine_tune,
+        stages.burnin,
         seed + config.fine_tune_seed_offset,
     )
     details["stages"] = [record.summary() for record in records]

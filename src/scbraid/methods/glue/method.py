@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import ClassVar
 
 import pandas as pd
@@ -26,7 +27,7 @@ class GlueMethod(Method):
         role="subject",
         tasks=("unpaired",),
         uses=frozenset({"guidance", "batch"}),
-        requires=("torch", "igraph"),
+        requires=("torch",),
         citation="Cao & Gao 2022, Nature Biotechnology, doi 10.1038/s41587-022-01284-4",
     )
     Config = GlueConfig
@@ -45,12 +46,24 @@ class GlueMethod(Method):
         if len(data.layers) < 2:
             msg = f"{name} needs at least two layers; got {', '.join(data.names)}"
             raise NotApplicable(msg)
+        if self.config.balance and importlib.util.find_spec("igraph") is None:
+            msg = (
+                f"{name} needs igraph for its balancing weights, which this environment lacks; "
+                "install it (`pip install igraph`, or all of 'scbraid[workflow]'), or go without "
+                "the weights: balance=false"
+            )
+            raise NotApplicable(msg)
         from scbraid.methods.glue.fit import fit_glue
         from scbraid.methods.glue.inputs import make_inputs
 
         inputs = make_inputs(data, guidance, self.config, paired=self.use_pairing)
         fitted = fit_glue(
-            inputs, self.config, seed=self.seed, device=self.device, paired=self.use_pairing
+            inputs,
+            self.config,
+            seed=self.seed,
+            device=self.device,
+            paired=self.use_pairing,
+            training=self.training,
         )
         history = pd.DataFrame([row for record in fitted.records for row in record.history])
         return MethodResult(
@@ -74,7 +87,7 @@ class PairedGlueMethod(GlueMethod):
         role="subject",
         tasks=("paired", "hybrid"),
         uses=frozenset({"guidance", "batch", "pairing"}),
-        requires=("torch", "igraph"),
+        requires=("torch",),
         citation=GlueMethod.info.citation,
     )
     use_pairing: ClassVar[bool] = True

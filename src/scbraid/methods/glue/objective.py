@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,8 +39,8 @@ class CellSampler:
 
     def __init__(self, cells: np.ndarray, batch_size: int, val_split: float, seed: int) -> None:
         self.batch_size = batch_size
-        self._rng = np.random.default_rng(seed)
-        order = self._rng.permutation(len(cells))
+        self.rng = np.random.default_rng(seed)
+        order = self.rng.permutation(len(cells))
         n_val = max(1, round(val_split * len(cells)))
         self._parts = {"validation": cells[order[:n_val]], "train": cells[order[n_val:]]}
         for split, part in self._parts.items():
@@ -59,7 +60,7 @@ class CellSampler:
         Training batches drop an incomplete last one, unless it is the only one.
         """
         part = self._parts[split]
-        order = self._rng.permutation(len(part))
+        order = self.rng.permutation(len(part))
         size = self.batch_size
         stop = len(part) - len(part) % size if split == "train" else len(part)
         for first in range(0, stop or len(part), size):
@@ -67,7 +68,7 @@ class CellSampler:
             drawn = rows >= 0
             for k, pool in enumerate(self._pools[split]):
                 absent = np.flatnonzero(~drawn[:, k])
-                rows[absent, k] = self._rng.choice(pool, len(absent))
+                rows[absent, k] = self.rng.choice(pool, len(absent))
             yield rows, drawn
 
 
@@ -144,11 +145,31 @@ class GlueTask:
 
     # -- what the engine calls -------------------------------------------------------------
 
-    def train_steps(self, epoch: int) -> Iterator[dict[str, Tensor]]:
-        """Discriminator step, then generator step, for every minibatch."""
+    @property
+    def mixed(self) -> list[nn.Module]:
+        """Encoders and discriminator; graph, decoders and likelihoods stay in float32."""
+        return [*self.network.encoders.values(), self.network.discriminator]
+
+    def state_dict(self) -> dict[str, Any]:
+        """States of the samplers' generators; at the start of an epoch they have nothing else."""
+        return {
+            "cells": self.cells.rng.bit_generator.state,
+            "edges": self.edges.rng.bit_generator.state,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state of `state_dict`."""
+        self.cells.rng.bit_generator.state = state["cells"]
+        self.edges.rng.bit_generator.state = state["edges"]
+
+    def train_steps(self, epoch: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
+        """Discriminator step, then generator step, for every minibatch from `start` on."""
         tau = self.noise_level(epoch)
         self._edge_stream = iter(())
-        for rows, drawn in self.cells.epoch("train"):
+        for position, (rows, drawn) in enumerate(self.cells.epoch("train")):
+            if position < start:
+                self._next_edges()
+                continue
             batch = self._gather(rows, drawn)
             self._adversary.zero_grad(set_to_none=True)
             with torch.no_grad():

@@ -20,8 +20,8 @@ from scbraid.metrics import (
     fuzzy_connectivities,
     graph_connectivity,
     graph_connectivity_strong,
-    leiden_partitions,
-    louvain_partitions,
+    leiden_scan,
+    louvain_scan,
     nearest_neighbors,
     score,
     trajectory_conservation,
@@ -165,7 +165,7 @@ def test_modularity_is_as_high_as_that_of_igraph(cloud):
     network = igraph.Graph(n=1500, edges=np.column_stack([upper.row, upper.col]))
     network.es["weight"] = upper.data.astype(float)
     resolutions = RESOLUTIONS[::-1]
-    ours = leiden_partitions(graph, resolutions)
+    ours = leiden_scan(graph, resolutions)
     igraph.set_random_number_generator(random.Random(0))
     theirs = [
         network.community_leiden("modularity", "weight", resolution=r, n_iterations=2).membership
@@ -179,7 +179,7 @@ def test_modularity_is_as_high_as_that_of_igraph(cloud):
         assert graph_connectivity(graph, mine) == 1.0
     assert np.mean(gains) > -0.003
     assert min(gains) > -0.015
-    plain = louvain_partitions(graph, resolutions)
+    plain = louvain_scan(graph, resolutions)
     for r, mine in zip(resolutions, plain, strict=True):
         other = network.community_multilevel("weight", resolution=r).membership
         assert modularity(graph, mine, r) > modularity(graph, np.array(other), r) - 0.03
@@ -187,16 +187,14 @@ def test_modularity_is_as_high_as_that_of_igraph(cloud):
 
 def test_clusters_of_single_cells_and_of_pieces():
     alone = sparse.csr_matrix((5, 5))
-    assert len(np.unique(leiden_partitions(alone, [1.0])[0])) == 5
+    assert len(np.unique(leiden_scan(alone, [1.0])[0])) == 5
     pieces = sparse.block_diag([np.ones((4, 4)) - np.eye(4)] * 3).tocsr()
     expected = np.repeat([0, 1, 2], 4)
-    for found in (leiden_partitions(pieces, [1.0])[0], louvain_partitions(pieces, [1.0])[0]):
+    for found in (leiden_scan(pieces, [1.0])[0], louvain_scan(pieces, [1.0])[0]):
         assert adjusted_rand_index(found, expected) == 1.0
     # A diagonal is no edge.
     looped = (pieces + sparse.eye_array(12)).tocsr()
-    np.testing.assert_array_equal(
-        leiden_partitions(looped, [1.0]), leiden_partitions(pieces, [1.0])
-    )
+    np.testing.assert_array_equal(leiden_scan(looped, [1.0]), leiden_scan(pieces, [1.0]))
 
 
 def test_strong_components_by_hand():
@@ -214,7 +212,8 @@ def test_kmeans_and_louvain_find_far_types(cloud):
         {name: X[layers == name] for name in ("rna", "atac")},
         {name: labels[layers == name] for name in ("rna", "atac")},
     )
-    names = ["nmi_kmeans", "ari_kmeans", "nmi_louvain", "ari_louvain", "nmi", "ari"]
+    ways = ("", "_scan", "_scan_fixed", "_louvain", "_kmeans")
+    names = [measure + way for way in ways for measure in ("nmi", "ari")]
     for one in score(inputs, names):
         assert one.value > 0.9, one
 

@@ -223,8 +223,11 @@ def test_large_embeddings_are_scored_on_drawn_cells(cloud, monkeypatch):
         "neighbor_conservation",
         "seurat_alignment",
         "foscttm",
+        "transfer_accuracy",
+        "transfer_accuracy_reverse",
+        "transfer_accuracy_decided",
     ]
-    exact = {one.metric: one for one in score(inputs, names)}
+    exact = {one.metric: one for one in score(inputs, [*names, "graph_connectivity"])}
     for module in ("workspace", "foscttm"):
         monkeypatch.setattr(importlib.import_module(f"scbraid.metrics.{module}"), "LARGE", 800)
     for module in ("workspace", "foscttm", "registry"):
@@ -232,13 +235,18 @@ def test_large_embeddings_are_scored_on_drawn_cells(cloud, monkeypatch):
     for one in score(inputs, [*names, "graph_connectivity"]):
         assert one.status == "ok", one
         if one.metric == "graph_connectivity":
+            # The graph is that of all cells still.
             assert one.standard_error is None
-            assert one.n_cells == 2000
+            assert (one.value, one.n_cells) == (exact[one.metric].value, 2000)
             continue
         assert 300 <= one.n_cells <= 1000, one
         assert one.standard_error > 0, one
         assert abs(one.value - exact[one.metric].value) < 5 * one.standard_error, one
         assert exact[one.metric].standard_error is None
+    for one in score(inputs, ["foscttm", "graph_connectivity"], device="cpu"):
+        assert one.value == pytest.approx(
+            exact[one.metric].value, abs=5 * (one.standard_error or 0.0) + 1e-12
+        )
 
 
 def test_parts_on_drawn_rows(cloud):
@@ -267,6 +275,9 @@ def test_torch_gives_what_compiled_loops_give(cloud, scale):
     codes = np.unique(labels, return_inverse=True)[1]
     np.testing.assert_allclose(
         group_distance_sums(X, codes, device="cpu"), group_distance_sums(X, codes), rtol=3e-6
+    )
+    np.testing.assert_allclose(
+        silhouette_samples(X, labels, device="cpu"), silhouette_samples(X, labels), atol=1e-4
     )
     ours, theirs = nearest_neighbors(X, 15), nearest_neighbors(X, 15, device="cpu")
     np.testing.assert_array_equal(ours.indices, theirs.indices)

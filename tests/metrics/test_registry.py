@@ -18,6 +18,7 @@ from scbraid.metrics import (
     METRICS,
     FeatureEdges,
     Inputs,
+    benchmark_metrics,
     default_metrics,
     describe_metrics,
     score,
@@ -211,6 +212,10 @@ def test_defaults_are_computed_when_nothing_is_named():
     assert [one.metric for one in score(Inputs({"rna": np.eye(4)}))] == chosen
     assert {"map", "foscttm", "batch_asw", "clisi", "kbet", "graph_connectivity"} <= set(chosen)
     assert not {"nmi_umap", "nmi_louvain", "graph_connectivity_strong"} & set(chosen)
+    # Studies keep the clusters that their tables were made with.
+    scan = {"nmi_scan", "ari_scan", "nmi_scan_fixed", "ari_scan_fixed"}
+    assert set(chosen) - set(benchmark_metrics()) == scan
+    assert set(benchmark_metrics()) - set(chosen) == {"nmi", "ari", "nmi_fixed", "ari_fixed"}
     described = {one["name"]: one["default"] for one in describe_metrics()}
     assert [name for name in METRICS.names() if described[name]] == chosen
 

@@ -205,7 +205,7 @@ class _Side:
 
 def list_width(k: int) -> int:
     """Length of a list that is shortened to `k` when it is full."""
-    return k + max(k // 2, 48)
+    return k + max(k // 2, 24)
 
 
 class NearestLists:

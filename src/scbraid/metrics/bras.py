@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
 from scbraid.errors import NotApplicable
 from scbraid.metrics._arrays import as_embedding, encode
+
+_CHUNK = 1 << 14
+_LEAST = 1e-14
 
 
 def bras(X: npt.ArrayLike, labels: npt.ArrayLike, batches: npt.ArrayLike) -> float:
@@ -43,32 +48,46 @@ def bras(X: npt.ArrayLike, labels: npt.ArrayLike, batches: npt.ArrayLike) -> flo
     """
     X = as_embedding(X)
     label, batch = encode(labels, len(X)), encode(batches, len(X), "batches")
-    lengths = np.linalg.norm(X.astype(np.float64), axis=1)
+    n_batches = int(batch.max(initial=-1)) + 1
+    # Cells of one type and batch, by type.
+    groups = [part for part in cells_by_code(label * n_batches + batch) if len(part)]
+    by_label: dict[int, list[np.ndarray]] = {}
+    for part in groups:
+        by_label.setdefault(int(label[part[0]]), []).append(part)
     scores = []
-    for cells in cells_by_code(label):
-        present, own = np.unique(batch[cells], return_inverse=True)
-        if not 1 < len(present) < len(cells):
+    for parts in by_label.values():
+        n_cells = sum(len(part) for part in parts)
+        if not 1 < len(parts) < n_cells:
             continue
-        length = lengths[cells]
-        u = X[cells] / np.where(length > 0, length, 1.0)[:, None]
-        sums = np.zeros((len(present), X.shape[1]))
-        np.add.at(sums, own, u)
-        sizes = np.bincount(own)
-        at_place = np.square(u).sum(axis=1)
-        within = sizes[own] - np.einsum("nd,nd->n", u, sums[own]) - (1.0 - at_place)
-        beside = len(cells) - sizes[own] - np.einsum("nd,nd->n", u, sums.sum(axis=0) - sums[own])
-        a = np.maximum(within, 0.0) / np.maximum(sizes[own] - 1, 1)
-        b = np.maximum(beside, 0.0) / (len(cells) - sizes[own])
-        # Distances that are nothing but rounding tell nothing apart.
-        a[a < 1e-14], b[b < 1e-14] = 0.0, 0.0
-        larger = np.maximum(a, b)
-        s = np.divide(b - a, larger, out=np.zeros(len(a)), where=larger > 0)
-        s[sizes[own] == 1] = 0.0
-        scores.append(1.0 - np.abs(s).mean())
+        sums = [sum(u.sum(axis=0) for u in _directions(X, part)) for part in parts]
+        total = np.sum(sums, axis=0)
+        loss = 0.0
+        for part, own in zip(parts, sums, strict=True):
+            if len(part) == 1:
+                continue
+            n_others = n_cells - len(part)
+            for u in _directions(X, part):
+                at_place = np.square(u).sum(axis=1)
+                a = (len(part) - u @ own - (1.0 - at_place)) / (len(part) - 1)
+                b = (n_others - u @ (total - own)) / n_others
+                # Distances that are nothing but rounding tell nothing apart.
+                a[a < _LEAST], b[b < _LEAST] = 0.0, 0.0
+                larger = np.maximum(a, b)
+                s = np.divide(b - a, larger, out=np.zeros(len(a)), where=larger > 0)
+                loss += float(np.abs(s).sum())
+        scores.append(1.0 - loss / n_cells)
     if not scores:
         msg = "no cell type stands in two batches with more cells than batches"
         raise NotApplicable(msg)
     return float(np.mean(scores))
+
+
+def _directions(X: np.ndarray, cells: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield unit vectors of some cells, float64, a few at a time; 0 for a cell at the origin."""
+    for start in range(0, len(cells), _CHUNK):
+        block = X[cells[start : start + _CHUNK]].astype(np.float64)
+        length = np.linalg.norm(block, axis=1)
+        yield block / np.where(length > 0, length, 1.0)[:, None]
 
 
 def cells_by_code(codes: np.ndarray) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ from scbraid.errors import NotApplicable
 from scbraid.metrics._arrays import as_embedding, encode
 from scbraid.metrics._sweep import find_nearest
 from scbraid.metrics.bras import cells_by_code
-from scbraid.metrics.neighbors import Neighbors, nearest_neighbors
+from scbraid.metrics.neighbors import Neighbors
 
 KBET_NEIGHBORS = 50
 _LEVEL = 0.05
@@ -142,9 +142,3 @@ def kbet_per_label(
         msg = f"no cell type stands in two batches with {_FEWEST_CELLS} cells"
         raise NotApplicable(msg)
     return float(np.mean(rates))
-
-
-def kbet_neighbors(X: npt.ArrayLike) -> Neighbors:
-    """Search the neighbours of the definition ``knn-50-noself`` (all others of few cells)."""
-    X = as_embedding(X)
-    return nearest_neighbors(X, min(KBET_NEIGHBORS, len(X) - 1))

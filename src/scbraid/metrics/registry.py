@@ -98,7 +98,9 @@ class Metric:
     compute
         From a workspace to an estimate, or to (value, number of cells it was computed on).
     default
-        Whether it is computed when no metrics are named.
+        Whether :func:`score` computes it when no metrics are named.
+    benchmark
+        Whether it is computed of every run of a study.
     parts
         Parts of the pass over the pairs that it uses.
     """
@@ -115,6 +117,7 @@ class Metric:
     needs: tuple[Need, ...]
     compute: Callable[[Workspace], Outcome]
     default: bool = True
+    benchmark: bool = True
     parts: tuple[Part, ...] = ()
 
 
@@ -166,6 +169,7 @@ def _register(
     needs: tuple[Need, ...] = (),
     parts: tuple[Part, ...] = (),
     default: bool = True,
+    benchmark: bool | None = None,
 ) -> Callable[[Callable[[Workspace], Outcome]], Callable[[Workspace], Outcome]]:
     def add(compute: Callable[[Workspace], Outcome]) -> Callable[[Workspace], Outcome]:
         metric = Metric(
@@ -181,6 +185,7 @@ def _register(
             needs,
             compute,
             default,
+            default if benchmark is None else benchmark,
             parts,
         )
         METRICS.register(name, metric)
@@ -285,7 +290,7 @@ def _isolated_label_asw(w: Workspace) -> Outcome:
 def _isolated_label_f1(w: Workspace) -> Outcome:
     # Asked before the clusters are made: they are dear, and often no type is isolated.
     isolated_labels(w.labels, w.batches)
-    return isolated_label_f1(w.partitions, w.labels, w.batches), w.n_cells
+    return isolated_label_f1(w.scan, w.labels, w.batches), w.n_cells
 
 
 @_register(
@@ -405,7 +410,6 @@ def _register_mixing(by: Literal["batches", "layers"]) -> None:
         group="mixing",
         needs=(by,),
         parts=("near",),
-        chance=None,
     )
     def kbet(w: Workspace) -> Outcome:
         groups = w.groups(by)
@@ -548,7 +552,8 @@ def _register_clusters(
     *,
     parts: tuple[Part, ...] = ("graph",),
     ari: str | None = None,
-    default: bool = True,
+    default: bool = False,
+    benchmark: bool = False,
 ) -> None:
     """Register NMI and ARI of one way to cluster."""
 
@@ -561,6 +566,7 @@ def _register_clusters(
         needs=("labels",),
         parts=parts,
         default=default,
+        benchmark=benchmark,
     )
     def nmi_of(w: Workspace) -> Outcome:
         return normalized_mutual_information(partition(w), w.labels), w.n_cells
@@ -576,6 +582,7 @@ def _register_clusters(
         needs=("labels",),
         parts=parts,
         default=default,
+        benchmark=benchmark,
     )
     def ari_of(w: Workspace) -> Outcome:
         return adjusted_rand_index(partition(w), w.labels), w.n_cells
@@ -583,29 +590,50 @@ def _register_clusters(
 
 _RESOLUTION_ONE = RESOLUTIONS.index(1.0)
 _OF_GRAPH = "clusters of the fuzzy graph of 15 neighbours"
+# What benchmarks report keeps the definition that their tables were made with, by igraph; the scan
+# finds modularities as high in an eighth of the time, and is what is computed elsewhere.
 _register_clusters(
     "",
-    "leiden15-down20",
+    "leiden15-best20",
     "best",
     f"Leiden {_OF_GRAPH}, at the resolution of 0.1 to 2.0 with the best NMI",
-    lambda w: w.partitions[int(w.agreements.argmax())],
-    ari="leiden15-down20-nmi",
+    lambda w: w.partitions[int(w.agreements("partitions").argmax())],
+    ari="leiden15-best20-nmi",
+    benchmark=True,
 )
 _register_clusters(
     "_fixed",
-    "leiden15-down20-res1",
+    "leiden15-res1",
     "resolution 1",
     f"Leiden {_OF_GRAPH} at resolution 1",
     lambda w: w.partitions[_RESOLUTION_ONE],
+    benchmark=True,
+)
+_register_clusters(
+    "_scan",
+    "leiden15-down20",
+    "scan, best",
+    f"Leiden {_OF_GRAPH}, each of the resolutions 2.0 to 0.1 from the one before, at the one with "
+    "the best NMI",
+    lambda w: w.scan[int(w.agreements("scan").argmax())],
+    ari="leiden15-down20-nmi",
+    default=True,
+)
+_register_clusters(
+    "_scan_fixed",
+    "leiden15-down20-res1",
+    "scan, resolution 1",
+    f"Leiden {_OF_GRAPH} at resolution 1, from those at 2.0 to 1.1",
+    lambda w: w.scan[_RESOLUTION_ONE],
+    default=True,
 )
 _register_clusters(
     "_louvain",
     "louvain15-best20",
     "Louvain, best",
     f"Louvain {_OF_GRAPH}, at the resolution of 0.1 to 2.0 with the best NMI",
-    lambda w: w.louvain[int(w.louvain_agreements.argmax())],
+    lambda w: w.louvain[int(w.agreements("louvain").argmax())],
     ari="louvain15-best20-nmi",
-    default=False,
 )
 _register_clusters(
     "_kmeans",
@@ -614,7 +642,6 @@ _register_clusters(
     "k-means clusters of the embedding, as many as there are types, the best of ten starts",
     lambda w: w.kmeans,
     parts=(),
-    default=False,
 )
 
 
@@ -695,17 +722,47 @@ def _trajectory_conservation(w: Workspace) -> Outcome:
     return value, int(np.isfinite(time.astype(np.float64)).sum())
 
 
-def _transfer(w: Workspace, *, to_reference: bool) -> list[tuple[np.ndarray, np.ndarray, str]]:
-    """Winning label, its share and the target, of transfer from (or to) the reference layer."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Transfer:
+    """Labels given to the asked cells of one layer: winner, its share of the votes, true one."""
+
+    won: np.ndarray
+    share: np.ndarray
+    truth: np.ndarray
+    n_cells: int
+
+    def error(self, value: float, n: int) -> float:
+        """Standard error of a share of `n` of the asked cells."""
+        left = 1 - len(self.won) / self.n_cells
+        return float(np.sqrt(value * (1 - value) / n * left))
+
+
+def _transfer(w: Workspace, *, to_reference: bool) -> list[_Transfer]:
+    """Transfer from (or to) the reference layer, one entry for every other layer."""
     reference, others = _reference_layer(w)
-    pairs = [(other, reference) if to_reference else (reference, other) for other in others]
-    return [(*w.votes(source, target), target) for source, target in pairs]
+    found = []
+    for other in others:
+        source, target = (other, reference) if to_reference else (reference, other)
+        won, share = w.votes(source, target)
+        codes = w.codes(target)
+        found.append(_Transfer(won, share, codes[w.asked(target)], len(codes)))
+    return found
 
 
 def _accuracy(w: Workspace, *, to_reference: bool) -> Outcome:
     found = _transfer(w, to_reference=to_reference)
-    values = [float((won == w.codes(target)).mean()) for won, _, target in found]
-    return float(np.mean(values)), sum(len(won) for won, _, _ in found)
+    values = [float((one.won == one.truth).mean()) for one in found]
+    return _mean_of_layers(found, values, [len(one.won) for one in found])
+
+
+def _mean_of_layers(found: list[_Transfer], values: list[float], n_cells: list[int]) -> Estimate:
+    """Mean over layers of shares of so many cells each."""
+    error = None
+    if any(len(one.won) < one.n_cells for one in found):
+        parts = zip(found, values, n_cells, strict=True)
+        errors = [one.error(value, n) for one, value, n in parts]
+        error = float(np.linalg.norm(errors)) / len(found)
+    return Estimate(float(np.mean(values)), error, sum(n_cells))
 
 
 def _reference_layer(w: Workspace) -> tuple[str, list[str]]:
@@ -771,17 +828,16 @@ def _transfer_abstained(w: Workspace) -> Outcome:
 def _decided(w: Workspace, which: int) -> Outcome:
     found = _transfer(w, to_reference=False)
     values = [
-        decided_accuracy(won, share, w.codes(target), TRANSFER_THRESHOLD)[which]
-        for won, share, target in found
+        decided_accuracy(one.won, one.share, one.truth, TRANSFER_THRESHOLD)[which] for one in found
     ]
     if np.isnan(values).any():
         msg = "no cell of a layer has a type with half of the votes"
         raise NotApplicable(msg)
-    n_cells = sum(
-        int((share >= TRANSFER_THRESHOLD).sum()) if which == 0 else len(share)
-        for _, share, _ in found
-    )
-    return float(np.mean(values)), n_cells
+    n_cells = [
+        int((one.share >= TRANSFER_THRESHOLD).sum()) if which == 0 else len(one.share)
+        for one in found
+    ]
+    return _mean_of_layers(found, values, n_cells)
 
 
 @_register(
@@ -918,10 +974,11 @@ def describe_metrics() -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        name, definition, title, summary, group, direction, minimum, maximum, chance, needs and
-        default (whether it is computed when no metrics are named). The needs of an aggregate are
-        the metrics that it is made of, and its range holds for the table that it was scaled by:
-        with another one it may be left.
+        name, definition, title, summary, group, direction, minimum, maximum, chance, needs,
+        default (whether it is computed when no metrics are named) and benchmark (whether it is
+        computed of every run of a study). The needs of an aggregate are the metrics that it is made
+        of, and its range holds for the table that it was scaled by: with another one it may be
+        left.
     """
     records = []
     for name in METRICS:
@@ -944,15 +1001,21 @@ def describe_metrics() -> list[dict[str, Any]]:
             "maximum": 1.0,
             "chance": None,
             "needs": [part for part, _ in aggregate.parts],
-            "default": True,
+            "default": False,
+            "benchmark": True,
         }
         for aggregate in AGGREGATES
     ]
 
 
 def default_metrics() -> list[str]:
-    """Return the names of the metrics that are computed when none are named."""
+    """Return the names of the metrics that :func:`score` computes when none are named."""
     return [name for name in METRICS if METRICS[name].default]
+
+
+def benchmark_metrics() -> list[str]:
+    """Return the names of the metrics that are computed of every run of a study."""
+    return [name for name in METRICS if METRICS[name].benchmark]
 
 
 def score(
@@ -973,7 +1036,8 @@ def score(
     seed
         Of clusterings and draws.
     device
-        Where FOSCTTM makes its pairs: None for compiled loops on the CPU, else a torch device.
+        Where FOSCTTM and the graph of more than 300,000 cells make their pairs: None for compiled
+        loops on the CPU, else a torch device.
 
     Returns
     -------

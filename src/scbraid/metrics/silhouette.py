@@ -12,6 +12,8 @@ from scbraid.metrics._arrays import as_embedding, encode
 from scbraid.metrics._pairs import DOUBT, Pairs, rounding
 from scbraid.metrics._sweep import GroupSums, sweep
 
+_CHUNK = 1 << 14
+
 
 def group_distance_sums(
     X: npt.ArrayLike, groups: npt.ArrayLike, *, device: str | None = None
@@ -81,10 +83,14 @@ def precision(X: np.ndarray, groups: np.ndarray) -> type:
     for start, stop in itertools.pairwise(starts):
         if stop - start < 2:
             continue
-        block = X[start:stop] - centre
-        norm = float(np.square(block).sum(axis=1).mean())
+        total, squares = np.zeros(X.shape[1]), 0.0
+        for first in range(start, stop, _CHUNK):
+            block = X[first : min(first + _CHUNK, stop)] - centre
+            total += block.sum(axis=0)
+            squares += float(np.square(block).sum())
+        norm = squares / (stop - start)
         # Mean squared distance between two cells of the group.
-        within = 2 * float(block.var(axis=0).sum())
+        within = 2 * (norm - float(np.square(total / (stop - start)).sum()))
         if within < least * 2 * norm:
             return np.float64
     return np.float32
@@ -125,7 +131,9 @@ def silhouettes_from_sums(
     return scores
 
 
-def silhouette_samples(X: npt.ArrayLike, labels: npt.ArrayLike) -> np.ndarray:
+def silhouette_samples(
+    X: npt.ArrayLike, labels: npt.ArrayLike, *, device: str | None = None
+) -> np.ndarray:
     """Compute the silhouette of every cell, Euclidean and exact.
 
     Parameters
@@ -134,6 +142,8 @@ def silhouette_samples(X: npt.ArrayLike, labels: npt.ArrayLike) -> np.ndarray:
         Embedding of shape (n_cells, n_dims).
     labels
         Shape (n_cells,).
+    device
+        Where the pairs are made: None for compiled loops on the CPU, else a torch device.
 
     Returns
     -------
@@ -148,7 +158,7 @@ def silhouette_samples(X: npt.ArrayLike, labels: npt.ArrayLike) -> np.ndarray:
     X = as_embedding(X)
     codes = encode(labels, len(X))
     check_groups(codes)
-    return silhouettes_from_sums(group_distance_sums(X, codes), codes)
+    return silhouettes_from_sums(group_distance_sums(X, codes, device=device), codes)
 
 
 def check_groups(codes: np.ndarray) -> None:
@@ -168,7 +178,7 @@ def check_groups(codes: np.ndarray) -> None:
         raise NotApplicable(msg)
 
 
-def cell_type_asw(X: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+def cell_type_asw(X: npt.ArrayLike, labels: npt.ArrayLike, *, device: str | None = None) -> float:
     """Cell-type average silhouette width, scaled: ``(mean silhouette + 1) / 2``.
 
     Parameters
@@ -177,6 +187,8 @@ def cell_type_asw(X: npt.ArrayLike, labels: npt.ArrayLike) -> float:
         Embedding of all cells, shape (n_cells, n_dims).
     labels
         Cell types, shape (n_cells,).
+    device
+        As in :func:`silhouette_samples`.
 
     Returns
     -------
@@ -188,7 +200,7 @@ def cell_type_asw(X: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     NotApplicable
         When there is one type, or every cell has its own.
     """
-    return float((silhouette_samples(X, labels).mean() + 1) / 2)
+    return float((silhouette_samples(X, labels, device=device).mean() + 1) / 2)
 
 
 def omics_layer_asw(X: npt.ArrayLike, labels: npt.ArrayLike, layers: npt.ArrayLike) -> float:
@@ -266,10 +278,22 @@ def _silhouettes_within(
     if n_groups < 2:
         msg = f"{name} mix only where there are at least two. Got {n_groups}"
         raise NotApplicable(msg)
-    sums = group_distance_sums(X, label * n_groups + group)
-    own = label[:, None] * n_groups + np.arange(n_groups)
-    sums = np.pad(sums, ((0, 0), (0, (int(label.max()) + 1) * n_groups - sums.shape[1])))
-    return silhouettes_within(np.take_along_axis(sums, own, axis=1), label, group), label
+    order = np.lexsort((group, label))
+    ordered = X[order]
+    strata = np.unique(label[order] * n_groups + group[order], return_inverse=True)[1].reshape(-1)
+    # Sums to the groups of the own type alone: further slots are those of cells of one type.
+    first = order[np.flatnonzero(np.r_[True, strata[1:] != strata[:-1]])]
+    slots = np.full((len(first), 3), -1)
+    slots[:, 0] = label[first]
+    slots[:, 1] = int(label.max()) + 1 + group[first]
+    consumer = GroupSums(strata, strata, slots, int(label.max()) + 1 + n_groups)
+    dtype = precision(ordered, strata)
+    slack = -rounding(dtype, X.shape[1]) if dtype is np.float64 else 0.0
+    pairs = Pairs(ordered, dtype=dtype, slack=slack)
+    sweep(pairs, [consumer])
+    sums = np.empty((len(X), n_groups))
+    sums[order] = consumer.sums[:, int(label.max()) + 1 :] * pairs.frame.scale
+    return silhouettes_within(sums, label, group), label
 
 
 def silhouettes_within(

@@ -13,13 +13,14 @@ from scipy import sparse
 from scbraid.errors import NotApplicable
 from scbraid.metrics._arrays import as_embedding, encode, same_width, share_of
 from scbraid.metrics._pairs import Frame
-from scbraid.metrics._sweep import GroupSums, find_nearest
+from scbraid.metrics._sweep import BUDGET, GroupSums, find_nearest
 from scbraid.metrics.average_precision import average_precisions
 from scbraid.metrics.clustering import (
     RESOLUTIONS,
     kmeans_clusters,
     leiden_partitions,
-    louvain_partitions,
+    leiden_scan,
+    louvain_scan,
     normalized_mutual_information,
 )
 from scbraid.metrics.connectivities import GRAPH_NEIGHBORS, fuzzy_connectivities
@@ -30,7 +31,7 @@ from scbraid.metrics.integration_consistency import (
 )
 from scbraid.metrics.label_transfer import TRANSFER_NEIGHBORS, vote
 from scbraid.metrics.lisi import LISI_NEIGHBORS, lisi_samples
-from scbraid.metrics.neighbors import SPARE, Neighbors, refined
+from scbraid.metrics.neighbors import SPARE, Neighbors, nearest_neighbors, refined
 from scbraid.metrics.sampling import LARGE, N_DRAWN, Estimate, Sample, draw
 from scbraid.metrics.seurat_alignment import (
     alignment_estimate,
@@ -129,14 +130,15 @@ class Workspace:
         Parts of the pass over the pairs that will be asked for: they are then made in one pass. A
         part that was not announced gets a pass of its own.
     device
-        Where the pairs of FOSCTTM are made, and the neighbours and silhouettes when nothing else
-        is asked of the pass: None for compiled loops on the CPU, else a torch device.
+        Where the pairs of FOSCTTM are made, and those of a graph of neighbours that gets a pass of
+        its own (of more than 300,000 cells): None for compiled loops on the CPU, else a torch
+        device.
 
     Notes
     -----
     With more than 300,000 cells, values that need all pairs (silhouettes, MAP, LISI, kBET,
-    neighbour conservation, Seurat alignment) rest on some 20,000 drawn cells against all, and
-    carry a standard error. The graph of 15 neighbours stays exact.
+    neighbour conservation, Seurat alignment, transfer) rest on some 20,000 drawn cells against all,
+    and carry a standard error. The graph of 15 neighbours stays exact.
     """
 
     def __init__(
@@ -153,6 +155,7 @@ class Workspace:
         self.layer_names = list(inputs.embeddings)
         self._announced = set(parts)
         self._made: dict[Part, Any] = {}
+        self._agreements: dict[str, np.ndarray] = {}
         self._votes: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
 
     @property
@@ -214,12 +217,11 @@ class Workspace:
     @cached_property
     def _strata(self) -> np.ndarray:
         """Cell type, layer and batch of every cell as one code, (n_cells,)."""
-        parts = [self.layers]
-        if self.inputs.labels is not None:
-            parts.insert(0, self.labels)
+        code = np.zeros(self.n_cells, np.int64) if self.inputs.labels is None else self.labels
+        code = code * self.n_layers + self.layers
         if self.inputs.batches is not None:
-            parts.append(self.batches)
-        return np.unique(np.stack(parts, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
+            code = code * (int(self.batches.max(initial=-1)) + 1) + self.batches
+        return np.unique(code, return_inverse=True)[1].reshape(-1)
 
     @cached_property
     def sample(self) -> Sample | None:
@@ -256,12 +258,23 @@ class Workspace:
             if self.sample is not None:
                 # The graph is that of all cells, the other parts are of the drawn ones.
                 if "graph" in wanted:
-                    self._pass({"graph"}, None)
+                    self._made["graph"] = self._graph()
                 wanted.discard("graph")
             if wanted:
                 self._pass(wanted, self.sample)
             return self._part(part)
         return self._made[part]
+
+    def _graph(self) -> Neighbors:
+        """The graph of all of many cells."""
+        X = self.embedding
+        k = min(GRAPH_NEIGHBORS - 1, self.n_cells - 1)
+        if self.device is not None:
+            return nearest_neighbors(X, k, device=self.device)
+        depth = min(k + SPARE, self.n_cells - 1)
+        # Lists of all cells at once, some 350 bytes a cell, so that every pair is made once.
+        budget = max(BUDGET, 512 * self.n_cells)
+        return refined(X, X, find_nearest(X, k_near=depth, budget=budget)[0], k)
 
     def _pass(self, parts: set[Part], sample: Sample | None) -> None:
         # Cells are sorted by what they are, so that sums over groups are sums over runs. Every
@@ -421,21 +434,34 @@ class Workspace:
         """FOSCTTM of paired rows."""
         return foscttm_estimate(first, second, seed=self.seed, device=self.device, **options)
 
-    def votes(self, source: str, target: str) -> tuple[np.ndarray, np.ndarray]:
-        """Label that the nearest cells of one layer give to each cell of another, and its share.
+    def asked(self, layer: str) -> np.ndarray | slice:
+        """Rows of a layer to which labels are transferred: all, or drawn ones of many cells."""
+        n_cells = len(self.inputs.embeddings[layer])
+        if self.sample is None or n_cells <= N_DRAWN:
+            return slice(None)
+        rng = np.random.default_rng([self.seed, self.layer_names.index(layer)])
+        return np.sort(rng.choice(n_cells, N_DRAWN, replace=False))
 
-        Both directions of two layers are searched in one pass.
+    def votes(self, source: str, target: str) -> tuple[np.ndarray, np.ndarray]:
+        """Label that the nearest cells of one layer give to each asked cell of another.
+
+        Returns
+        -------
+        won, share : numpy.ndarray
+            The label and its share of the votes, by row of :meth:`asked`. Both directions of two
+            layers are searched in one pass where all cells are asked.
         """
         if (source, target) not in self._votes:
             first, second = sorted((source, target), key=self.layer_names.index)
             X = as_embedding(self.inputs.embeddings[first])
             Y = as_embedding(self.inputs.embeddings[second])
             k = TRANSFER_NEIGHBORS
-            if min(len(X), len(Y)) >= k:
+            of_second: np.ndarray | None
+            if self.sample is None and min(len(X), len(Y)) >= k:
                 of_first, of_second = find_nearest(X, Y, k_near=k, both=True)
             else:
-                of_first, _ = find_nearest(X, Y, k_near=min(k, len(Y)))
-                of_second, _ = find_nearest(Y, X, k_near=min(k, len(X)))
+                of_first, _ = find_nearest(X[self.asked(first)], Y, k_near=min(k, len(Y)))
+                of_second, _ = find_nearest(Y[self.asked(second)], X, k_near=min(k, len(X)))
             assert of_second is not None
             self._votes[second, first] = vote(self.codes(second)[of_first])
             self._votes[first, second] = vote(self.codes(first)[of_second])
@@ -455,27 +481,26 @@ class Workspace:
 
     @cached_property
     def partitions(self) -> np.ndarray:
-        """Leiden clusters at resolutions 0.1, 0.2, ..., 2.0, (20, n_cells)."""
+        """Leiden clusters by igraph at resolutions 0.1, 0.2, ..., 2.0, (20, n_cells)."""
         return leiden_partitions(self.connectivities, RESOLUTIONS, seed=self.seed)
 
     @cached_property
-    def agreements(self) -> np.ndarray:
-        """NMI of each of the partitions with the cell types, (20,)."""
-        return np.array(
-            [normalized_mutual_information(clusters, self.labels) for clusters in self.partitions]
-        )
+    def scan(self) -> np.ndarray:
+        """Leiden clusters, each resolution from the larger one before it, (20, n_cells)."""
+        return leiden_scan(self.connectivities, RESOLUTIONS, seed=self.seed)
 
     @cached_property
     def louvain(self) -> np.ndarray:
         """Louvain clusters at resolutions 0.1, 0.2, ..., 2.0, (20, n_cells)."""
-        return louvain_partitions(self.connectivities, RESOLUTIONS, seed=self.seed)
+        return louvain_scan(self.connectivities, RESOLUTIONS, seed=self.seed)
 
-    @cached_property
-    def louvain_agreements(self) -> np.ndarray:
-        """NMI of each of the Louvain partitions with the cell types, (20,)."""
-        return np.array(
-            [normalized_mutual_information(clusters, self.labels) for clusters in self.louvain]
-        )
+    def agreements(self, of: Literal["partitions", "scan", "louvain"]) -> np.ndarray:
+        """NMI of each of the clusterings with the cell types, (20,)."""
+        if of not in self._agreements:
+            self._agreements[of] = np.array(
+                [normalized_mutual_information(one, self.labels) for one in getattr(self, of)]
+            )
+        return self._agreements[of]
 
     @cached_property
     def kmeans(self) -> np.ndarray:

@@ -114,6 +114,7 @@ def _register(
             chance=chance,
             needs=needs,
             compute=compute,
+            benchmark=False,
         )
         TASK_METRICS.register(name, metric)
         return compute

@@ -77,6 +77,21 @@ def test_lists_are_tables_of_aligned_columns(what, capsys):
     assert all(line[second - 1] == " " and line[second] != " " for line in lines)
 
 
+def test_metrics_of_embeddings_and_of_tasks_are_listed(capsys):
+    from scbraid.metrics import METRICS
+    from scbraid.metrics.registry import AGGREGATES
+    from scbraid.metrics.tasks import TASK_METRICS
+
+    assert main(["list", "metrics", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    aggregates = [aggregate.name for aggregate in AGGREGATES]
+    assert list(rows) == [*METRICS.names(), *aggregates, *TASK_METRICS.names()]
+    assert all(row["definition"] and row["needs"] for row in rows.values())
+    assert (rows["nmi"]["default"], rows["nmi"]["benchmark"]) == (False, True)
+    assert (rows["nmi_scan"]["default"], rows["nmi_scan"]["benchmark"]) == (True, False)
+    assert rows["rmse"]["maximum"] is None
+
+
 def test_list_of_something_else_names_the_choices(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["list", "method"])

@@ -24,7 +24,7 @@ from scbraid.evaluate import (
     run_score,
 )
 from scbraid.guidance.graph import Guidance
-from scbraid.metrics import METRICS, foscttm, score
+from scbraid.metrics import METRICS, benchmark_metrics, default_metrics, foscttm, ilisi, score
 from scbraid.metrics.aggregate import read_minmax
 
 N, N_GENES, N_PEAKS = 60, 8, 12
@@ -197,7 +197,7 @@ def by_metric(table):
 def test_a_run_is_scored_in_full(bench):
     table = evaluate(bench.run, bench.truth, bench.input, bench.guidance)
     assert tuple(table.columns) == SCORE_COLUMNS
-    assert list(table["metric"]) == METRICS.names()
+    assert list(table["metric"]) == benchmark_metrics()
     written = pd.read_parquet(bench.run / "scores.parquet")
     pd.testing.assert_frame_equal(written, table, check_dtype=False)
     assert written["value"].dtype == np.float64
@@ -205,7 +205,9 @@ def test_a_run_is_scored_in_full(bench):
     assert set(table["seed"]) == {3}
     found = by_metric(table)
     skipped = {"feature_consistency", "integration_consistency_100", "integration_consistency_200"}
-    assert set(found.index[found["status"] != "ok"]) == skipped
+    by_batch = {name for name in benchmark_metrics() if "batches" in METRICS[name].needs}
+    assert set(found.index[found["status"] != "ok"]) == skipped | by_batch
+    assert set(found.loc[list(by_batch), "reason"]) == {"layer 'rna' has no batches"}
     assert found.loc["feature_consistency", "reason"] == "the run has no feature embedding"
     assert found.loc["nan_cells", "value"] == 0.0
     order = [np.argsort(bench.pair[name]) for name in ("rna", "atac")]
@@ -237,8 +239,38 @@ def test_aggregates_stand_for_their_metrics_and_names_are_checked(bench):
         "graph_connectivity",
         "foscttm",
     ]
+    table = evaluate(bench.run, bench.truth, metrics=["foscttm", "benchmark", "kbet_label"])
+    assert set(table["metric"]) == {*benchmark_metrics(), "kbet_label"}
     with pytest.raises(UnknownNameError, match="did you mean 'foscttm'"):
         evaluate(bench.run, bench.truth, metrics=["fosctm"])
+
+
+def test_batches_course_and_cycle_are_taken_from_the_truth(bench):
+    truth = pd.read_parquet(bench.truth)
+    rng = np.random.default_rng(4)
+    batch = dict(zip(truth["pair"].unique(), rng.choice(["u", "v"], N), strict=True))
+    truth["batch"] = truth["pair"].map(batch)
+    truth["pseudotime"] = truth["pair"] / N
+    truth["S_score"], truth["G2M_score"] = rng.normal(size=(2, len(truth)))
+    truth.loc[truth["cell"] == "rna-0000", ["pseudotime", "S_score"]] = np.nan
+    truth.to_parquet(bench.truth)
+    names = ["ilisi", "kbet", "trajectory_conservation", "cell_cycle_conservation"]
+    found = by_metric(evaluate(bench.run, bench.truth, bench.input, metrics=names))
+    assert set(found["status"]) == {"ok"}
+    X = np.concatenate(list(bench.embeddings.values()))
+    batches = [batch[pair] for name in ("rna", "atac") for pair in bench.pair[name]]
+    assert found.loc["ilisi", "value"] == pytest.approx(ilisi(X, batches), abs=1e-12)
+    assert found.loc["trajectory_conservation", "n_cells"] == 2 * N - 1
+    assert found.loc["cell_cycle_conservation", "n_cells"] == 2 * N - 1
+    # A cell without batch: nothing is guessed.
+    truth.loc[truth["cell"] == "atac-0003", "batch"] = None
+    truth.to_parquet(bench.truth)
+    found = by_metric(evaluate(bench.run, bench.truth, bench.input, metrics=names))
+    assert found.loc["ilisi", "reason"] == "layer 'atac' has 1 scored cells without batches"
+    truth["batch"] = "one"
+    truth.to_parquet(bench.truth)
+    found = by_metric(evaluate(bench.run, bench.truth, bench.input, metrics=names))
+    assert found.loc["ilisi", "reason"] == "there is one batch only"
 
 
 def test_a_failed_run_keeps_its_status_in_every_row(bench):
@@ -248,7 +280,7 @@ def test_a_failed_run_keeps_its_status_in_every_row(bench):
     assert set(table["status"]) == {"out_of_memory"}
     assert table["value"].isna().all()
     assert set(table["reason"]) == {"stopped at 9,000 MiB"}
-    assert len(pd.read_parquet(bench.folder / "failed.parquet")) == len(METRICS.names())
+    assert len(pd.read_parquet(bench.folder / "failed.parquet")) == len(benchmark_metrics())
 
 
 def test_options_are_part_of_the_method(bench):
@@ -439,8 +471,9 @@ def test_a_study_is_one_long_table(runs, tmp_path):
         "status",
         "reason",
         "n_cells",
+        "standard_error",
     ]
-    assert len(read) == 3 * (len(METRICS.names()) + 3)
+    assert len(read) == 3 * (len(benchmark_metrics()) + 3)
     assert (read["status"] == "ok").equals(read["value"].notna())
     np.testing.assert_array_equal(read["value"], table["value"])
     assert not read.duplicated(["dataset", "condition", "method", "preset", "seed", "metric"]).any()
@@ -622,8 +655,14 @@ def test_joint_embeddings_have_one_layer(free):
         == 0
     )
     found = by_metric(pd.read_csv(folder / "o.tsv", sep="\t"))
+    assert list(found.index) == default_metrics()
     assert found.loc["map", "value"] > 0.9
+    assert found.loc["nmi_scan", "value"] > 0.9
     assert found.loc["foscttm", "reason"] == "there is one layer only"
+    # A value, or why there is none.
+    assert (found["status"] == "ok").equals(found["value"].notna())
+    assert (found["status"] == "ok").equals(found["reason"].isna())
+    assert set(found["status"]) == {"ok", "not_applicable"}
 
 
 def test_labels_can_be_named_and_ignored(free):
@@ -645,6 +684,19 @@ def test_labels_can_be_named_and_ignored(free):
         folder / "o.parquet",
     )
     assert pd.read_parquet(folder / "o.parquet").loc[0, "n_cells"] == 60
+    with pytest.raises(DataError, match="no column 'plate'; it has: cell, fine"):
+        run_cli(
+            *("--embedding", folder / "e.npz", "--truth", folder / "f.tsv"),
+            *("--label-key", "fine", "--batch-key", "plate"),
+        )
+    pd.DataFrame({"cell": cells, "cell_type": types, "plate": np.arange(40) % 4 // 2}).to_csv(
+        folder / "p.tsv", sep="\t", index=False
+    )
+    run_cli(
+        *("--embedding", folder / "e.npz", "--truth", folder / "p.tsv", "--batch-key", "plate"),
+        *("--metrics", "ilisi", "--output", folder / "o.parquet"),
+    )
+    assert pd.read_parquet(folder / "o.parquet").loc[0, "value"] > 0.5
     with pytest.raises(DataError, match="no column 'coarse'; it has: cell, fine"):
         run_cli(
             "--embedding", folder / "e.npz", "--truth", folder / "f.tsv", "--label-key", "coarse"
@@ -693,6 +745,7 @@ def test_bad_embeddings_are_named(free):
         ({"cell": ["a"], "scored": ["maybe"]}, "'scored' must be true or false. Got"),
         ({"cell": ["a"], "pair": ["first"]}, "'pair' must hold whole numbers.*Got 'first'"),
         ({"cell": ["a"], "pair": [0.5]}, "whole numbers"),
+        ({"cell": ["a"], "pseudotime": ["late"]}, "'pseudotime' must hold numbers. Got 'late'"),
     ],
 )
 def test_bad_truth_is_named(tmp_path, columns, message):

@@ -49,7 +49,8 @@ class Catalogue:
         By name: title, role, uses, presets, names of options, whether it is deterministic, its
         module and whether it trains on a GPU.
     metrics
-        By name, whether ``higher`` or ``lower`` is better; ``none`` where neither is.
+        Those that every run is scored by: by name, whether ``higher`` or ``lower`` is better;
+        ``none`` where neither is.
     figures
         By kind, what it is drawn from: scores, runs, embeddings, histories, guidance.
     check_values
@@ -81,7 +82,7 @@ class Catalogue:
 
         return cls(
             {row["name"]: planned(row) for row in describe_methods()},
-            {row["name"]: row["direction"] for row in describe_metrics()},
+            {row["name"]: row["direction"] for row in describe_metrics() if row["benchmark"]},
             {name: kind.needs for name, kind in FIGURES.items()},
             lambda spec: methods()[spec.name].configure(spec.preset, dict(spec.options)),
         )

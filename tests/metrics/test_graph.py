@@ -13,6 +13,8 @@ from scbraid.metrics import (
     fuzzy_connectivities,
     graph_connectivity,
     leiden_partitions,
+    leiden_scan,
+    louvain_scan,
     nearest_neighbors,
     normalized_mutual_information,
 )
@@ -164,10 +166,11 @@ def test_nmi_and_ari_at_their_ends(first, second, nmi, ari):
     assert adjusted_rand_index(first, second) == pytest.approx(ari, abs=1e-12)
 
 
-def test_leiden_finds_far_clusters_and_repeats_itself(cloud):
+@pytest.mark.parametrize("scan", [leiden_partitions, leiden_scan, louvain_scan])
+def test_clusters_find_far_types_and_repeat_themselves(cloud, scan):
     X, labels, _ = cloud(n=400, spread=0.05, shift=0.0)
     graph = graph_of(X)
-    found = leiden_partitions(graph)
+    found = scan(graph)
     assert found.shape == (len(RESOLUTIONS), 400)
     assert RESOLUTIONS[0] == 0.1
     assert RESOLUTIONS[-1] == 2.0
@@ -175,6 +178,18 @@ def test_leiden_finds_far_clusters_and_repeats_itself(cloud):
     assert best > 0.95
     sizes = [len(np.unique(clusters)) for clusters in found]
     assert sizes[0] <= sizes[-1]
-    np.testing.assert_array_equal(found, leiden_partitions(graph))
-    # Each resolution stands for itself, and the global generator is given back.
-    np.testing.assert_array_equal(leiden_partitions(graph, [0.7])[0], found[6])
+    np.testing.assert_array_equal(found, scan(graph))
+    # Resolutions are taken from the largest down, in whatever order they are given.
+    np.testing.assert_array_equal(scan(graph, RESOLUTIONS[::-1])[::-1], found)
+
+
+def test_igraph_is_asked_for_each_resolution_by_itself(cloud):
+    import random
+
+    graph = graph_of(cloud(n=300)[0])
+    state = random.getstate()
+    np.testing.assert_array_equal(
+        leiden_partitions(graph, [0.7])[0], leiden_partitions(graph)[RESOLUTIONS.index(0.7)]
+    )
+    # The global generator is given back as it was.
+    assert random.getstate() == state

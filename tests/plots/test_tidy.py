@@ -4,8 +4,10 @@ import pandas as pd
 import pytest
 
 from scbraid.errors import DataError
+from scbraid.metrics.aggregate import OVERALLS
 from scbraid.metrics.registry import AGGREGATES
 from scbraid.metrics.registry import METRICS as REGISTRY
+from scbraid.metrics.tasks import TASK_METRICS
 from scbraid.plots import tidy
 from scbraid.plots.comparison import method_keys
 
@@ -24,10 +26,30 @@ def test_unlisted_metrics_are_shown_under_their_own_name():
     assert tidy.metric_display("my_metric").label == "my\nmetric"
     order = tidy.metric_order(["overall", "my_metric", "foscttm", "map", "nan_cells"])
     assert order == ["map", "foscttm", "my_metric", "overall", "nan_cells"]
-    assert tidy.shown_metrics(["nan_cells", "ari_fixed", "ari", "my_metric"]) == [
+    assert tidy.shown_metrics(["nan_cells", "ari_fixed", "ari", "my_metric", "kbet"]) == [
         "ari",
         "my_metric",
     ]
+    assert tidy.metric_title("my_metric") == "my metric"
+
+
+def test_scaled_forms_overalls_and_tasks_are_known():
+    shown = tidy.metric_display("foscttm_scaled@strict-n/controls:x")
+    assert (shown.group, shown.higher_is_better) == ("alignment", True)
+    assert shown.label.endswith("\nscaled")
+    assert tidy.metric_title("foscttm_scaled") == "FOSCTTM, scaled"
+    assert tidy.metric_display("rmse").higher_is_better is False
+    assert tidy.metric_display("rmse").group == tidy.metric_display("rmse_scaled").group == "task"
+    # What merely ends so is a name like others.
+    assert tidy.metric_display("my_scaled").group == "other"
+    names = ["scib_overall", "foscttm_scaled", "rmse", "rmse_scaled", "map", "my_scaled"]
+    assert tidy.shown_metrics(names) == ["map", "rmse", "my_scaled", "scib_overall"]
+    assert tidy.metric_order(names) == [
+        *("map", "foscttm_scaled", "rmse", "rmse_scaled", "my_scaled", "scib_overall"),
+    ]
+    assert set(OVERALLS) <= set(tidy.METRICS)
+    for name in TASK_METRICS.names():
+        assert tidy.metric_display(name).group == "task"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from scbraid.errors import DataError
@@ -15,7 +16,7 @@ from scbraid.metrics.registry import AGGREGATES, METRICS
 
 # The order of columns is a contract: further ones come after these.
 COLUMNS = ("study", *IDENTITY, "metric", "definition", "value", "status")
-FURTHER_COLUMNS = ("reason", "n_cells")
+FURTHER_COLUMNS = ("reason", "n_cells", "standard_error")
 
 
 def collect(
@@ -111,6 +112,9 @@ def _read_scores(path: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         msg = f"{path} cannot be read as parquet ({error}); remove it and evaluate the run again"
         raise DataError(msg) from error
+    if "standard_error" not in table:
+        # Scored before values could rest on drawn cells: all cells were used.
+        table = table.assign(standard_error=np.nan)
     missing = [column for column in SCORE_COLUMNS if column not in table]
     if missing:
         msg = f"{path} lacks the column {missing[0]!r}; remove it and evaluate the run again"

@@ -38,6 +38,7 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--obsm-key", metavar="KEY", help="obsm entry, where there are several")
     parser.add_argument("--label-key", metavar="COLUMN", default="cell_type", help="cell types")
+    parser.add_argument("--batch-key", metavar="COLUMN", default="batch", help="batches")
     parser.add_argument(
         "--ignore-labels",
         metavar="A,B",
@@ -45,7 +46,10 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
         help="cells with these labels are left out of every metric",
     )
     parser.add_argument(
-        "--metrics", metavar="A,B", help="names (`scbraid list metrics`); all by default"
+        "--metrics",
+        metavar="A,B",
+        help="names (`scbraid list metrics`), `benchmark` for those of every study; the default "
+        "ones of the list when left out",
     )
     parser.add_argument("--seed", type=int, default=0, help="of clusterings and draws")
     parser.add_argument("--output", metavar="FILE", help="table of scores: parquet, tsv or json")
@@ -59,6 +63,7 @@ def run_score(args: argparse.Namespace) -> int:
         args.truth,
         list(embedding.cells),
         label_key=args.label_key,
+        batch_key=args.batch_key,
         ignored_labels=_items(args.ignore_labels),
     )
     inputs = match(
@@ -89,5 +94,7 @@ def _shown(scores: Sequence[Score]) -> str:
             lines.append(f"{one.metric:<{width}}       -  {one.status}: {one.reason}")
         else:
             note = f"{one.n_cells:,} cells, {one.metric}@{one.definition}"
+            if one.standard_error is not None:
+                note = f"standard error {one.standard_error:.2g}, {note}"
             lines.append(f"{one.metric:<{width}}  {one.value:6.4f}  {note}")
     return "\n".join(lines) + "\n"

@@ -14,7 +14,14 @@ from scipy import sparse
 
 from scbraid.data.layers import read_frame, read_matrix
 from scbraid.errors import ContractError, DataError
-from scbraid.evaluate.readers import JOINT, Embedding, open_layers, read_obs
+from scbraid.evaluate.readers import (
+    JOINT,
+    PHASES,
+    PSEUDOTIME,
+    Embedding,
+    open_layers,
+    read_obs,
+)
 from scbraid.guidance.graph import Guidance
 from scbraid.metrics import FeatureEdges, Inputs
 
@@ -82,6 +89,10 @@ def match(
     labels = None
     if not unlabelled:
         labels = {name: known[name]["cell_type"].to_numpy()[rows] for name, rows in keep.items()}
+    own = {name: known[name][rows] for name, rows in keep.items()}
+    batches = _batches(own, absent)
+    phases = {name: rows[list(PHASES)].to_numpy() for name, rows in own.items()}
+    pseudotime = {name: rows[PSEUDOTIME].to_numpy() for name, rows in own.items()}
     pairs = {name: known[name]["pair"].to_numpy()[rows] for name, rows in keep.items()}
     if len(pairs) > 1 and not _shares_pairs(known):
         absent["pairing"] = "the data set has no cell that was measured in two layers"
@@ -105,6 +116,9 @@ def match(
                 if counts is not None:
                     columns = {name: read_frame(layers[name]["var"]).index for name in order}
                     edges = _edges(Guidance.load(guidance_path), columns)
+    elif input_path is not None:
+        joint = "the embedding is joint: its rows are not those of a layer"
+        absent |= dict.fromkeys(("references", "counts"), joint)
     own_features, reference_features = None, None
     if features is not None and needed("features", "reference_run"):
         own_features, reference_features, reasons = _features(*features)
@@ -116,12 +130,30 @@ def match(
         references=references,
         counts=counts,
         edges=edges,
+        batches=batches,
+        phases=phases if any(np.isfinite(part).any() for part in phases.values()) else None,
+        pseudotime=(
+            pseudotime if any(np.isfinite(part).any() for part in pseudotime.values()) else None
+        ),
         features=own_features,
         reference_features=reference_features,
         n_dropped=int(sum((~rows).sum() for rows in finite.values())),
         n_total=embedding.n_cells,
         absent={need: reason for need, reason in absent.items() if reason},
     )
+
+
+def _batches(
+    own: Mapping[str, pd.DataFrame], absent: dict[str, str]
+) -> dict[str, np.ndarray] | None:
+    """Batches of the scored cells, where all of them have one."""
+    for name, rows in own.items():
+        n_unknown = int(rows["batch"].isna().sum())
+        if n_unknown:
+            part = "no" if n_unknown == len(rows) else f"{n_unknown:,} scored cells without"
+            absent["batches"] = f"layer {name!r} has {part} batches"
+            return None
+    return {name: rows["batch"].to_numpy() for name, rows in own.items()}
 
 
 def _align(embedding: Embedding, truth: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -18,6 +18,9 @@ from scbraid.errors import DataError
 
 # A cell of a joint embedding stands for the cell in all layers.
 JOINT = "joint"
+PSEUDOTIME = "pseudotime"
+PHASES = ("S_score", "G2M_score")
+_NUMBERS = (PSEUDOTIME, *PHASES)
 _TEXT_SUFFIXES = {".tsv": "\t", ".txt": "\t", ".csv": ","}
 
 
@@ -164,7 +167,7 @@ def _read_table(path: Path, expected: str) -> pd.DataFrame:
             sep=_TEXT_SUFFIXES[suffix],
             keep_default_na=False,
             na_values=[""],
-            dtype={"cell": str, "modality": str, "cell_type": str},
+            dtype={"cell": str, "modality": str, "cell_type": str, "batch": str},
         )
     except FileNotFoundError as error:
         msg = f"{path} does not exist"
@@ -274,6 +277,7 @@ def read_truth(
     layers: Sequence[str],
     *,
     label_key: str = "cell_type",
+    batch_key: str = "batch",
     ignored_labels: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Read what is known of the cells of the given layers.
@@ -282,20 +286,22 @@ def read_truth(
     ----------
     path
         A truth table (``.parquet``, ``.tsv``, ``.csv`` with ``cell`` and optionally ``modality``,
-        ``pair``, ``cell_type``, ``scored``), or a data set (``.h5mu``, ``.h5ad``, a folder of h5ad)
+        ``pair``, ``cell_type``, ``batch``, ``scored``, ``pseudotime``, and ``S_score`` and
+        ``G2M_score`` of the cell cycle), or a data set (``.h5mu``, ``.h5ad``, a folder of h5ad)
         whose obs has them. What names no modality holds for every layer.
     layers
         Layers of the embedding.
-    label_key
-        Column with the cell types.
+    label_key, batch_key
+        Columns with the cell types and with the batches.
     ignored_labels
         Cells with these labels are not scored.
 
     Returns
     -------
     pandas.DataFrame
-        modality, cell, pair (int64, -1 for none), cell_type (object, None where not known), scored
-        (bool): one row a cell of every layer. Without a column ``pair``, equal names in two layers
+        modality, cell, pair (int64, -1 for none), cell_type and batch (object, None where not
+        known), scored (bool), pseudotime, S_score and G2M_score (float64, NaN where not known): one
+        row a cell of every layer. Without a column ``pair``, equal names in two layers
         are one cell, unless the data set states that it is not paired.
 
     Raises
@@ -312,12 +318,16 @@ def read_truth(
     if "cell" not in table:
         msg = f"{path} has no column 'cell'; it has: {', '.join(map(str, table.columns))}"
         raise DataError(msg)
-    if label_key != "cell_type" and label_key not in table:
-        msg = f"{path} has no column {label_key!r}; it has: {', '.join(map(str, table.columns))}"
-        raise DataError(msg)
+    for key, usual in ((label_key, "cell_type"), (batch_key, "batch")):
+        if key != usual and key not in table:
+            msg = f"{path} has no column {key!r}; it has: {', '.join(map(str, table.columns))}"
+            raise DataError(msg)
     truth = pd.DataFrame({"cell": table["cell"].astype(str).to_numpy()})
-    labels = table[label_key] if label_key in table else pd.Series([None] * len(table))
-    truth["cell_type"] = _text_or_none(labels)
+    for column, key in (("cell_type", label_key), ("batch", batch_key)):
+        values = table[key] if key in table else pd.Series([None] * len(table))
+        truth[column] = _text_or_none(values)
+    for column in _NUMBERS:
+        truth[column] = _numbers(table[column], path) if column in table else np.nan
     truth["scored"] = _scored(table, path) & ~truth["cell_type"].isin(list(ignored_labels))
     if "pair" in table:
         truth["pair"] = _pair_numbers(table["pair"], path)
@@ -337,7 +347,7 @@ def read_truth(
             f"{row['modality']!r}); names must be unique within a layer"
         )
         raise DataError(msg)
-    return truth[["modality", "cell", "pair", "cell_type", "scored"]]
+    return truth[["modality", "cell", "pair", "cell_type", "batch", "scored", *_NUMBERS]]
 
 
 def _truth_from_hdf5(path: Path) -> tuple[pd.DataFrame, bool]:
@@ -359,6 +369,15 @@ def _text_or_none(values: pd.Series) -> np.ndarray:
         [str(value) if here else None for value, here in zip(text, known, strict=True)],
         dtype=object,
     )
+
+
+def _numbers(values: pd.Series, path: Path) -> np.ndarray:
+    numbers = pd.to_numeric(values, errors="coerce")
+    wrong = values[numbers.isna() & values.notna()]
+    if len(wrong):
+        msg = f"{path}: column {values.name!r} must hold numbers. Got {wrong.iloc[0]!r}"
+        raise DataError(msg)
+    return numbers.to_numpy(dtype=np.float64)
 
 
 def _scored(table: pd.DataFrame, path: Path) -> np.ndarray:

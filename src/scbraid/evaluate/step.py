@@ -14,7 +14,7 @@ from scbraid.errors import ConfigError, ContractError, DataError
 from scbraid.evaluate.matching import match
 from scbraid.evaluate.readers import read_embedding, read_truth
 from scbraid.files import atomic_path, read_json
-from scbraid.metrics import METRICS, Score, score
+from scbraid.metrics import METRICS, Score, benchmark_metrics, default_metrics, score
 from scbraid.metrics.registry import AGGREGATES
 
 IDENTITY = ("dataset", "condition", "method", "preset", "seed")
@@ -49,7 +49,7 @@ def evaluate(
     out_path
         Where the table is written; scores.parquet in `run_dir` by default.
     metrics
-        Names; an aggregate stands for the metrics it is made of. All when None.
+        Names (:func:`expand`); those of every benchmark when None.
     reference_run
         Folder of the run that the feature consistency compares with.
     seed
@@ -71,7 +71,7 @@ def evaluate(
         For a metric that does not exist.
     """
     run_dir = Path(run_dir)
-    names = expand(metrics)
+    names = expand(["benchmark"] if metrics is None else metrics)
     status = _read_status(run_dir)
     if status["status"] == "ok":
         embedding = read_embedding(run_dir / "embedding.h5ad")
@@ -104,10 +104,24 @@ def evaluate(
 
 
 def expand(metrics: Iterable[str] | None) -> list[str]:
-    """Return the metrics to compute, aggregates replaced by what they are made of, each once."""
+    """Return the metrics to compute, each once.
+
+    Parameters
+    ----------
+    metrics
+        Names. An aggregate stands for the metrics that it is made of, ``benchmark`` for those that
+        are computed of every run of a study. None for those that are computed by themselves
+        (:func:`scbraid.metrics.default_metrics`).
+
+    Raises
+    ------
+    UnknownNameError
+        For a metric that does not exist.
+    """
     if metrics is None:
-        return METRICS.names()
+        return default_metrics()
     made_of = {aggregate.name: [part for part, _ in aggregate.parts] for aggregate in AGGREGATES}
+    made_of["benchmark"] = benchmark_metrics()
     names: dict[str, None] = {}
     waiting = list(metrics)
     while waiting:
@@ -157,7 +171,8 @@ def scores_table(scores: Sequence[Score], identity: dict[str, Any] | None = None
     rows = [identity | dataclasses.asdict(one) for one in scores]
     columns = [column for column in SCORE_COLUMNS if column in identity or column not in IDENTITY]
     table = pd.DataFrame(rows, columns=columns)
-    table["value"] = table["value"].astype("float64")
+    for column in ("value", "standard_error"):
+        table[column] = table[column].astype("float64")
     return table
 
 

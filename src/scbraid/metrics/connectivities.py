@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from scipy import sparse
 
@@ -9,6 +11,7 @@ from scbraid.metrics.neighbors import Neighbors
 
 # A graph "of 15 neighbours" counts the cell itself, as in scanpy: 14 others.
 GRAPH_NEIGHBORS = 15
+_CHUNK = 1 << 15
 _N_STEPS = 64
 _TOLERANCE = 1e-5
 _FLOOR = 1e-3
@@ -39,18 +42,23 @@ def fuzzy_connectivities(neighbors: Neighbors) -> sparse.csr_matrix:
     neighbours (itself among them; of the mean over all cells where all its neighbours are
     duplicates), and is found by bisection to 1e-5 of the sum.
     """
-    distances = neighbors.distances.astype(np.float64)
-    n_cells, n_others = distances.shape
+    n_cells, n_others = neighbors.distances.shape
     k = n_others + 1
-    rho = np.where(distances > 0, distances, np.inf).min(axis=1)
-    rho[np.isinf(rho)] = 0.0
-    excess = np.maximum(distances - rho[:, None], 0.0)
-    sigma = _solve_sigma(excess, np.log2(k))
-    own_mean = distances.sum(axis=1) / k
-    floor = _FLOOR * np.where(rho > 0, own_mean, own_mean.mean())
-    sigma = np.maximum(sigma, floor)
-    scaled = np.divide(excess, sigma[:, None], out=np.zeros_like(excess), where=excess > 0)
-    weights = np.exp(-scaled).astype(np.float32)
+    own_mean = np.empty(n_cells)
+    for rows in _blocks(n_cells):
+        own_mean[rows] = neighbors.distances[rows].astype(np.float64).sum(axis=1) / k
+    whole_mean = own_mean.mean()
+    weights = np.empty((n_cells, n_others), np.float32)
+    for rows in _blocks(n_cells):
+        distances = neighbors.distances[rows].astype(np.float64)
+        rho = np.where(distances > 0, distances, np.inf).min(axis=1)
+        rho[np.isinf(rho)] = 0.0
+        excess = np.maximum(distances - rho[:, None], 0.0)
+        sigma = _solve_sigma(excess, np.log2(k))
+        floor = _FLOOR * np.where(rho > 0, own_mean[rows], whole_mean)
+        sigma = np.maximum(sigma, floor)
+        scaled = np.divide(excess, sigma[:, None], out=np.zeros_like(excess), where=excess > 0)
+        weights[rows] = np.exp(-scaled)
     start = np.arange(n_cells + 1) * n_others
     directed = sparse.csr_matrix(
         (weights.reshape(-1), neighbors.indices.reshape(-1), start), shape=(n_cells, n_cells)
@@ -60,6 +68,10 @@ def fuzzy_connectivities(neighbors: Neighbors) -> sparse.csr_matrix:
     graph.eliminate_zeros()
     graph.sort_indices()
     return graph
+
+
+def _blocks(n_cells: int) -> Iterator[slice]:
+    return (slice(start, start + _CHUNK) for start in range(0, n_cells, _CHUNK))
 
 
 def _solve_sigma(excess: np.ndarray, target: float) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from scbraid.metrics._arrays import encode
+from scbraid.metrics.neighbors import Neighbors
 
 
 def graph_connectivity(graph: sparse.csr_matrix, labels: npt.ArrayLike) -> float:
@@ -31,6 +32,38 @@ def graph_connectivity(graph: sparse.csr_matrix, labels: npt.ArrayLike) -> float
     cells it points to), within the type. Edges between types are dropped once and all
     components found in one call.
     """
+    return _mean_largest(graph, labels, "weak")
+
+
+def graph_connectivity_strong(neighbors: Neighbors, labels: npt.ArrayLike) -> float:
+    """Mean over cell types of the share of the type in its largest strongly connected component.
+
+    Parameters
+    ----------
+    neighbors
+        The nearest others of every cell: 14 of them (a graph of 15 that counts the cell itself) for
+        the definition ``scib-metrics-0.5``.
+    labels
+        Cell types, shape (n_cells,).
+
+    Returns
+    -------
+    float
+        In (0, 1], at most that of the symmetric graph.
+
+    Notes
+    -----
+    Edges lead from a cell to its neighbours. A cell that no cell of its type points to is a
+    component of its own, so that this form lies lower, the more so the fewer the neighbours.
+    """
+    n_cells, k = neighbors.indices.shape
+    starts = np.arange(n_cells + 1) * k
+    data = np.ones(n_cells * k, np.int8)
+    graph = sparse.csr_matrix((data, neighbors.indices.reshape(-1), starts), (n_cells, n_cells))
+    return _mean_largest(graph, labels, "strong")
+
+
+def _mean_largest(graph: sparse.csr_matrix, labels: npt.ArrayLike, connection: str) -> float:
     from scipy.sparse.csgraph import connected_components
 
     codes = encode(labels, graph.shape[0])
@@ -39,7 +72,7 @@ def graph_connectivity(graph: sparse.csr_matrix, labels: npt.ArrayLike) -> float
     within = sparse.csr_matrix(
         (np.ones(int(same.sum()), np.int8), (edges.row[same], edges.col[same])), shape=graph.shape
     )
-    n_components, component = connected_components(within, directed=False)
+    n_components, component = connected_components(within, directed=True, connection=connection)
     sizes = np.bincount(component, minlength=n_components)
     largest = np.zeros(int(codes.max()) + 1, np.int64)
     np.maximum.at(largest, codes, sizes[component])

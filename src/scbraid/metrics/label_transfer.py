@@ -6,12 +6,17 @@ import numpy as np
 import numpy.typing as npt
 
 from scbraid.errors import NotApplicable
-from scbraid.metrics._arrays import as_embedding
-from scbraid.metrics.neighbors import neighbor_strips
+from scbraid.metrics._arrays import as_embedding, same_width
+from scbraid.metrics._sweep import find_nearest
+
+TRANSFER_NEIGHBORS = 15
+# More than half of the votes: 8 of 15.
+TRANSFER_THRESHOLD = 0.5
+_CHUNK = 1 << 14
 
 
 def transfer_labels(
-    X: npt.ArrayLike, Y: npt.ArrayLike, labels: npt.ArrayLike, k: int = 15
+    X: npt.ArrayLike, Y: npt.ArrayLike, labels: npt.ArrayLike, k: int = TRANSFER_NEIGHBORS
 ) -> np.ndarray:
     """Give every cell of `X` the commonest label among its nearest cells of `Y`.
 
@@ -36,15 +41,63 @@ def transfer_labels(
     if len(Y) == 0 or len(X) == 0:
         msg = "a layer without labelled cells can neither give nor take labels"
         raise NotApplicable(msg)
-    k = min(k, len(Y))
-    won = np.empty(len(X), np.int64)
-    for rows, indices in neighbor_strips(X, k, Y):
-        votes = labels[indices]
+    same_width([X, Y])
+    return vote(labels[find_nearest(X, Y, k_near=min(k, len(Y)))[0]])[0]
+
+
+def vote(votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count votes.
+
+    Parameters
+    ----------
+    votes
+        Codes of the labels of the voters of every cell, nearest first, shape (n_cells, k).
+
+    Returns
+    -------
+    won : numpy.ndarray
+        Code with the most votes, shape (n_cells,); of equals that of the nearest voter.
+    share : numpy.ndarray
+        Share of the votes that it got, shape (n_cells,), in (0, 1].
+    """
+    won = np.empty(len(votes), votes.dtype)
+    share = np.empty(len(votes))
+    for start in range(0, len(votes), _CHUNK):
+        some = votes[start : start + _CHUNK]
         # Votes that the label of each voter got: the first voter of the best label decides.
-        support = (votes[:, :, None] == votes[:, None, :]).sum(axis=2)
+        support = np.zeros(some.shape, np.int16)
+        for voter in range(some.shape[1]):
+            support += some == some[:, voter, None]
         best = support.argmax(axis=1)
-        won[rows] = votes[np.arange(len(votes)), best]
-    return won
+        cells = np.arange(len(some))
+        won[start : start + _CHUNK] = some[cells, best]
+        share[start : start + _CHUNK] = support[cells, best] / some.shape[1]
+    return won, share
+
+
+def decided_accuracy(
+    won: np.ndarray, share: np.ndarray, truth: np.ndarray, threshold: float = TRANSFER_THRESHOLD
+) -> tuple[float, float]:
+    """Accuracy of label transfer that abstains where the vote is close.
+
+    Parameters
+    ----------
+    won, share
+        From :func:`vote`.
+    truth
+        Codes of the true labels, shape (n_cells,).
+    threshold
+        Share of the votes below which a cell gets no label.
+
+    Returns
+    -------
+    accuracy, abstained : float
+        Share of right labels among the cells that got one, NaN where none did, and share of the
+        cells that got none. Read them together: abstaining more raises the first.
+    """
+    decided = share >= threshold
+    accuracy = float((won == truth)[decided].mean()) if decided.any() else float("nan")
+    return accuracy, float(1.0 - decided.mean())
 
 
 def label_transfer_accuracy(
@@ -52,7 +105,7 @@ def label_transfer_accuracy(
     labels: npt.ArrayLike,
     Y: npt.ArrayLike,
     reference_labels: npt.ArrayLike,
-    k: int = 15,
+    k: int = TRANSFER_NEIGHBORS,
 ) -> float:
     """Share of cells whose label is told rightly by their nearest cells in another layer.
 

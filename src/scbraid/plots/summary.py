@@ -93,8 +93,8 @@ def score_summary(
         Table of runs (`scbraid.report.read_runs`), for the column of seconds; without it that
         column is there only if the scores have a metric ``seconds``.
     metrics
-        Metrics to show, in order; when None all of the table, less diagnostics and second forms
-        (`scbraid.plots.tidy.SECOND_FORMS`).
+        Metrics to show, in order; when None those that :func:`scbraid.plots.tidy.shown_metrics`
+        finds in the table.
 
     Returns
     -------

@@ -34,7 +34,7 @@ class MetricDisplay:
     label
         Short name; a line feed where a narrow column may break it.
     group
-        ``biology``, ``mixing``, ``alignment``, ``other``, ``aggregate``, ``cost`` or
+        ``biology``, ``mixing``, ``alignment``, ``task``, ``other``, ``aggregate``, ``cost`` or
         ``diagnostic``.
     higher_is_better
         Direction; None for numbers to read others by.
@@ -60,46 +60,81 @@ METRICS: dict[str, MetricDisplay] = {
     "bio": MetricDisplay("biology", "aggregate"),
     "mixing": MetricDisplay("mixing", "aggregate"),
     "overall": MetricDisplay("overall", "aggregate"),
+    "scib_bio": MetricDisplay("scIB\nbiology", "aggregate"),
+    "scib_batch": MetricDisplay("scIB\nbatch", "aggregate"),
+    "scib_overall": MetricDisplay("scIB\noverall", "aggregate"),
     "seconds": MetricDisplay("time", "cost", higher_is_better=False),
 }
 GROUPS = {
     "biology": "Biology",
     "mixing": "Mixing",
     "alignment": "Alignment",
+    "task": "Tasks",
     "other": "Other",
     "aggregate": "Aggregate",
     "cost": "Cost",
     "diagnostic": "Diagnostic",
 }
-# Second forms of metrics that are shown: in every table, but in a figure only on request.
-SECOND_FORMS = frozenset({"nmi_fixed", "ari_fixed", "transfer_accuracy_reverse"})
+_SCALED = "_scaled"
+
+
+def _described(name: str) -> Any:
+    """Find what the registries of metrics say of a name; None for a name that they do not hold."""
+    from scbraid.metrics.registry import METRICS as REGISTRY
+    from scbraid.metrics.tasks import TASK_METRICS
+
+    for registry in (REGISTRY, TASK_METRICS):
+        if name in registry:
+            return registry[name]
+    return None
 
 
 def metric_display(metric: str) -> MetricDisplay:
-    """How a metric is shown: as listed above, else as the registry of metrics describes it.
+    """How a metric is shown: as listed above, else as the registries of metrics describe it.
 
-    A metric that neither knows is shown under its own name, higher taken as better.
+    The scaled form of a metric, ``<metric>_scaled``, stands in the metric's group; higher is
+    better. A metric that nothing knows is shown under its own name, higher taken as better.
     """
     name = metric.partition("@")[0]
     if name in METRICS:
         return METRICS[name]
-    from scbraid.metrics.registry import METRICS as REGISTRY
-
-    if name not in REGISTRY:
+    base = name.removesuffix(_SCALED)
+    if base != name and (base in METRICS or _described(base)):
+        display = metric_display(base)
+        return MetricDisplay(f"{display.label}\nscaled", display.group)
+    known = _described(name)
+    if known is None:
         return MetricDisplay(name.replace("_", "\n"), "other")
-    known = REGISTRY[name]
     higher = {"higher": True, "lower": False}.get(known.direction)
     return MetricDisplay(known.title.replace(" ", "\n"), known.group, higher)
 
 
+def metric_title(metric: str) -> str:
+    """Full name of a metric on one line."""
+    name = metric.partition("@")[0]
+    base = name.removesuffix(_SCALED)
+    known = _described(base)
+    if known is None:
+        return metric_display(name).label.replace("\n", " ")
+    return str(known.title) + (", scaled" if base != name else "")
+
+
 def shown_metrics(metrics: Iterable[str]) -> list[str]:
-    """Metrics that a figure shows unasked: no diagnostics, and one form of each."""
-    return [
-        metric
-        for metric in metric_order(metrics)
-        if metric_display(metric).group != "diagnostic"
-        and metric.partition("@")[0] not in SECOND_FORMS
-    ]
+    """Metrics that a figure shows unasked.
+
+    Those listed above, those of tasks, and those that no registry knows. Diagnostics, further forms
+    of what is shown, scaled ones, and metrics by batch stand in every table, but in a figure only
+    on request.
+    """
+
+    def unasked(metric: str) -> bool:
+        name = metric.partition("@")[0]
+        if name in METRICS:
+            return True
+        group = metric_display(name).group
+        return group == "other" or (group == "task" and not name.endswith(_SCALED))
+
+    return [metric for metric in metric_order(metrics) if unasked(metric)]
 
 
 def metric_order(metrics: Iterable[str]) -> list[str]:

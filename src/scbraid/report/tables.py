@@ -217,8 +217,11 @@ def score_table(study: StudyData) -> dict[str, Any]:
 
 
 def _columns(scores: pd.DataFrame) -> list[str]:
-    """Metrics of a table, aggregates first: on a narrow screen the others are a scroll away."""
-    metrics = tidy.metric_order(scores.loc[scores["metric"] != "", "metric"])
+    """Metrics of a table, aggregates first: on a narrow screen the others are a scroll away.
+
+    One without a value in any run has no column; :func:`undefined_rows` says why it has none.
+    """
+    metrics = tidy.metric_order(scores.loc[scores["value"].notna(), "metric"])
     return sorted(metrics, key=lambda metric: tidy.metric_display(metric).group != "aggregate")
 
 
@@ -229,14 +232,11 @@ def _groups(metrics: Sequence[str]) -> list[dict[str, Any]]:
 
 def metric_heads(metrics: Sequence[str]) -> list[dict[str, str]]:
     """Title, name and direction of each metric."""
-    from scbraid.metrics.registry import METRICS as REGISTRY
-
     heads = []
     for metric in metrics:
         display = tidy.metric_display(metric)
         name, _, definition = metric.partition("@")
-        title = REGISTRY[name].title if name in REGISTRY else display.label.replace("\n", " ")
-        label = title + (f" @{definition}" if definition else "")
+        label = tidy.metric_title(metric) + (f" @{definition}" if definition else "")
         better = {True: "higher is better", False: "lower is better", None: "no better or worse"}
         arrow = {True: "", False: " ↓", None: ""}[display.higher_is_better]
         note = f"{name}: {better[display.higher_is_better]}"

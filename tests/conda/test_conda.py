@@ -140,9 +140,11 @@ if __name__ == "__main__":
     sys.exit(main())
 """
 ACTIVATE = 'eval "$("$(dirname "${BASH_SOURCE[0]}")/conda" shell.posix activate "$1")"\n'
+# Its threads bring the interpreter down now and then as it ends (py-rattler 0.28), after all work.
 INDEX_PROGRAM = """
-import asyncio, pathlib, sys, rattler.index
+import asyncio, os, pathlib, sys, rattler.index
 asyncio.run(rattler.index.index_fs(pathlib.Path(sys.argv[1])))
+os._exit(0)
 """
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 # Parts of the standard library that no rule needs, and what packages carry for their own tests.

@@ -9,7 +9,7 @@ import pytest
 
 from scbraid.errors import DataError, NotApplicable
 from scbraid.methods import methods
-from scbraid.methods.baselines.concatenation import LSI_CHOICES
+from scbraid.methods.baselines.concatenation import LSI_CHOICES, noise_floor
 from scbraid.prepare import LSI_FORMS, lsi
 
 
@@ -32,7 +32,7 @@ def rms(space):
 
 
 def test_every_form_of_lsi_can_be_chosen():
-    assert LSI_CHOICES == ("prepared", *LSI_FORMS)
+    assert list(LSI_CHOICES) == ["prepared", *LSI_FORMS]
 
 
 @pytest.mark.parametrize("form", ["signac3", "glue", "glue_us"])
@@ -58,6 +58,20 @@ def test_scales_are_as_named(case):
     np.testing.assert_allclose(every.std(0), 1, rtol=1e-6)
     raw = fit(case.data, preset="unscaled", n_components=9).embeddings["rna"]
     np.testing.assert_allclose(raw[:, :9], centred(case.data["rna"].reps["X_pca"][:, :9]))
+
+
+def test_layers_can_be_shown_in_units_of_their_noise(case):
+    joint = fit(case.data, preset="noise_scaled", n_components=18).embeddings["rna"]
+    for part in (joint[:, :18], joint[:, 18:]):
+        assert np.sort(part.var(0))[:5].mean() == pytest.approx(1)
+
+
+def test_the_noise_is_that_of_the_weakest_of_thirty_columns():
+    rng = np.random.default_rng(0)
+    space = rng.normal(size=(5000, 40)) * np.linspace(3, 1, 40)
+    expected = np.sqrt(np.mean(space[:, 25:30].var(0)))
+    assert noise_floor(space) == pytest.approx(expected)
+    assert noise_floor(np.ones((4, 3))) == 1.0
 
 
 def test_the_lsi_of_the_condition_can_be_taken(case):

@@ -67,8 +67,7 @@ def test_view_attention_equals_loops():
         pooled = (mixed + state["attention.out_proj.bias"]).max(0)
         hidden = pooled @ state["feed_forward.0.weight"].T + state["feed_forward.0.bias"]
         expected.append(
-            np.maximum(hidden, 0) @ state["feed_forward.2.weight"].T
-            + state["feed_forward.2.bias"]
+            np.maximum(hidden, 0) @ state["feed_forward.2.weight"].T + state["feed_forward.2.bias"]
         )
     np.testing.assert_allclose(module(views).detach().numpy(), np.array(expected), rtol=1e-9)
 

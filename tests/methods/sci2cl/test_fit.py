@@ -10,7 +10,7 @@ import torch
 
 from scbraid.errors import NotApplicable
 from scbraid.methods import Truth, methods
-from scbraid.methods.sci2cl.config import PAPER, PRESETS, UNLABELLED_PRESETS
+from scbraid.methods.sci2cl.config import PAPER, UNLABELLED_PRESETS
 from scbraid.methods.sci2cl.fit import fit_sci2cl
 from scbraid.methods.sci2cl.inputs import make_inputs
 from scbraid.methods.sci2cl.network import LayerData, Sci2clNetwork, embed_cells, start_anchors
@@ -91,17 +91,25 @@ def test_the_encoder_starts_at_the_leading_components(case, configure):
     assert 0.02 < float(hidden) < 0.6
 
 
-def test_the_embedding_weighs_layers_the_same(case, configure):
-    network, layers = awake(case.data, configure())
+@pytest.mark.parametrize("scale", ["noise", "equal"])
+def test_the_embedding_is_both_layers_in_their_unit(case, configure, scale):
+    network, layers = awake(case.data, configure(layer_scale=scale))
     found = embed_cells(network, layers, 32).astype(np.float64)
-    for part in (found[:, :6], found[:, 6:]):
-        np.testing.assert_allclose(part.mean(0), 0, atol=1e-6)
-        assert (part**2).sum(1).mean() == pytest.approx(1, rel=1e-5)
     cells = torch.arange(100)
     with torch.no_grad():
-        z = network.encode(tuple(layer.batch(cells) for layer in layers))[0].numpy()
-    correlation = np.corrcoef(z[:, 3], found[:, 3])[0, 1]
-    assert correlation == pytest.approx(1)
+        z = network.encode(tuple(layer.batch(cells) for layer in layers))
+    for part, own, layer in zip((found[:, :6], found[:, 6:]), z, layers, strict=True):
+        own = own.double().numpy()
+        own -= own.mean(0)
+        unit = layer.noise if scale == "noise" else np.sqrt((own**2).sum(1).mean())
+        np.testing.assert_allclose(part, own / unit, atol=1e-5)
+
+
+def test_without_representations_layers_weigh_the_same(case, configure):
+    network, layers = awake(case.data, configure("raw_input"))
+    found = embed_cells(network, layers, 32).astype(np.float64)
+    for part in (found[:, :6], found[:, 6:]):
+        assert (part**2).sum(1).mean() == pytest.approx(1, rel=1e-5)
 
 
 def test_heads_show_the_product_to_the_matching(case, configure):
@@ -119,7 +127,9 @@ def test_heads_show_the_product_to_the_matching(case, configure):
 
 @pytest.mark.parametrize(("option", "moved"), [("view", False), ("both", True)])
 def test_whether_views_move_the_cell(case, configure, option, moved):
-    _, network, layers, _ = build(case.data, configure(view_gradient=option, dropout=0.0, input_dropout=0.0))
+    _, network, layers, _ = build(
+        case.data, configure(view_gradient=option, dropout=0.0, input_dropout=0.0)
+    )
     batch = layers[0].batch(torch.arange(10))
     z = network.layers[0].encoder(batch.encoded).detach().requires_grad_()
     network.layers[0].view_distance(batch, z, network.config).backward()
@@ -127,7 +137,9 @@ def test_whether_views_move_the_cell(case, configure, option, moved):
 
 
 def test_the_view_distance_is_a_mean_square(case, configure):
-    _, network, layers, _ = build(case.data, configure(mask_rate=0.0, n_views=2, dropout=0.0, input_dropout=0.0))
+    _, network, layers, _ = build(
+        case.data, configure(mask_rate=0.0, n_views=2, dropout=0.0, input_dropout=0.0)
+    )
     batch = layers[0].batch(torch.arange(10))
     layer = network.layers[0]
     z = layer.encoder(batch.encoded)
@@ -174,23 +186,30 @@ def test_the_double_sigmoid_is_in_the_original_alone(case, configure):
         z = 30 * torch.randn(50, 6)
         if preset == "paper":
             mean, theta, pi = network.layers[0].decoder(z)
-            assert 0.5 <= float(pi.min()) <= float(pi.max()) <= 1 / (1 + np.exp(-1)) + 1e-6
-            assert 1e-5 <= float(mean.min()) <= float(mean.max()) <= 1e6
-            assert float(theta.min()) >= float(np.float32(1e-4))
+            assert (
+                0.5
+                <= float(pi.detach().min())
+                <= float(pi.detach().max())
+                <= 1 / (1 + np.exp(-1)) + 1e-6
+            )
+            assert 1e-5 <= float(mean.detach().min()) <= float(mean.detach().max()) <= 1e6
+            assert float(theta.detach().min()) >= float(np.float32(1e-4))
             assert network.layers[0].decoder.mean.weight.shape[0] == mean.shape[1]
         else:
             pi = network.layers[0].decoder(z)[1].sigmoid()
-            assert float(pi.min()) < 0.4
+            assert float(pi.detach().min()) < 0.4
 
 
 def test_only_the_original_reconstructs_scaled_values(case, configure):
     for preset, same in (("default", True), ("paper", False)):
-        _, network, layers, task = build(case.data, configure(preset, dropout=0.0, input_dropout=0.0), joint=False)
+        _, network, layers, task = build(
+            case.data, configure(preset, dropout=0.0, input_dropout=0.0), joint=False
+        )
         cells = torch.arange(20)
-        found = float(task.terms(cells)["rna_nll"])
+        found = float(task.terms(cells)["rna_nll"].detach())
         batch = layers[0].batch(cells)
         z = network.layers[0].encoder(batch.encoded)
-        of_counts = float(network.layers[0].decoder.nll(z, batch, scaled=False))
+        of_counts = float(network.layers[0].decoder.nll(z, batch, scaled=False).detach())
         assert (found == pytest.approx(of_counts, rel=1e-6)) == same
 
 

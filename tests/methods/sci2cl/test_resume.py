@@ -13,7 +13,7 @@ from scbraid.methods.sci2cl.objective import Sci2clTask
 from scbraid.train.run import TrainingRun
 
 
-class Interrupted(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -27,7 +27,7 @@ def fit(case, configure, tmp_path, monkeypatch):
 
         def terms(task, cells):
             if next(count) == stop:
-                raise Interrupted
+                raise StoppedError
             return original(task, cells)
 
         monkeypatch.setattr(Sci2clTask, "terms", terms)
@@ -56,7 +56,7 @@ def history(fitted):
 def test_an_interrupted_training_ends_the_same(fit, preset, stops):
     whole, _ = fit(preset, checkpoint=False)
     for stop in stops:
-        with pytest.raises(Interrupted):
+        with pytest.raises(StoppedError):
             fit(preset, stop=stop)
     resumed, training = fit(preset)
     assert len(training.resumed) == len(stops)

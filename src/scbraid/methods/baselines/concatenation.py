@@ -18,6 +18,10 @@ from scbraid.methods.config import MethodConfig, option
 LSI_CHOICES = ("prepared", "glue", "glue_us", "log_idf", "signac1", "signac3")
 
 
+# Where the noise of a layer's components is read.
+NOISE_COLUMNS = 30
+
+
 @dataclasses.dataclass(frozen=True)
 class SpaceConfig(MethodConfig):
     """Options of a layer's own space."""
@@ -30,8 +34,9 @@ class SpaceConfig(MethodConfig):
     )
     scale: str = option(
         "layer",
-        "layer: every layer has the same total variance; component: every column; none",
-        choices=("layer", "component", "none"),
+        "layer: every layer has the same total variance; noise: its weakest components have "
+        "variance 1; component: every column has; none",
+        choices=("layer", "noise", "component", "none"),
     )
 
 
@@ -42,6 +47,18 @@ class SingleLayerConfig(SpaceConfig):
     layer: str = option(
         "rna", "the layer whose space is shown", choices=("rna", "atac", "adt", "met")
     )
+
+
+def noise_floor(space: np.ndarray) -> float:
+    """Standard deviation of the weakest five of the first 30 columns of a PCA or LSI, above 0.
+
+    Beyond some 20 components most of what shallow data show is noise, the same in every direction.
+    In units of it the components of two layers compare: a layer whose leading components hardly
+    stand out weighs less.
+    """
+    variance = np.var(space[:, :NOISE_COLUMNS].astype(np.float64), axis=0)
+    found = float(np.sqrt(np.sort(variance)[:5].mean()))
+    return found if found > 0 else 1.0
 
 
 def layer_space(layer: Layer, stated: dict[str, str], config: SpaceConfig) -> np.ndarray:
@@ -77,6 +94,8 @@ def layer_space(layer: Layer, stated: dict[str, str], config: SpaceConfig) -> np
     centred = space - space.mean(0, dtype=np.float64)
     if config.scale == "none":
         return centred
+    if config.scale == "noise":
+        return centred / noise_floor(centred)
     squares = (centred**2).mean(0)
     scale = np.sqrt(squares if config.scale == "component" else squares.sum())
     return centred / np.where(scale > 0, scale, 1.0)
@@ -126,6 +145,7 @@ class Concatenation(Method):
     Config = SpaceConfig
     presets: ClassVar[dict[str, dict[str, str]]] = {
         "prepared_lsi": {"lsi": "prepared"},
+        "noise_scaled": {"scale": "noise"},
         "unscaled": {"scale": "none"},
     }
     config: SpaceConfig

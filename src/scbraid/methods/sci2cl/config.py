@@ -85,6 +85,11 @@ class Sci2clConfig(MethodConfig):
         "or the output of the head that the matching alone trains",
         choices=("encoded", "attended", "fused"),
     )
+    layer_scale: str = option(
+        "noise",
+        "unit of each layer in the embedding: the noise of its PCA or LSI, or equal: its norm",
+        choices=("noise", "equal"),
+    )
     lam_reconstruction: float = option(100.0, "weight of the reconstruction", ge=0)
     lam_views: float = option(0.5, "weight of the distance of views", ge=0)
     lam_contrast: float = option(0.5, "weight of the contrast", ge=0)

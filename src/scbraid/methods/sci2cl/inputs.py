@@ -10,6 +10,7 @@ import scipy.sparse as sp
 
 from scbraid.data.layers import Layer, Layers
 from scbraid.errors import DataError, NotApplicable
+from scbraid.methods.baselines.concatenation import noise_floor
 from scbraid.methods.glue.inputs import DEFAULT_REP, check_values
 from scbraid.methods.sci2cl.config import Sci2clConfig
 
@@ -27,7 +28,9 @@ class Sci2clLayer:
     counts
         CSR (n_cells, n_used_features): what the decoder explains.
     rep
-        Encoder input (n_cells, k), centred, mean square 1; None to encode `scaled` counts.
+        Encoder input (n_cells, k), centred, mean square 1; None to encode z-scored log counts.
+    noise
+        Standard deviation of the weakest columns of `rep` (see `noise_floor`); None without it.
     mean, deviation
         Of log1p(counts) by feature (n_used_features,), the deviation with ddof 1 and 1 where it is
         0; None when `rep` is encoded and nothing needs them.
@@ -36,6 +39,7 @@ class Sci2clLayer:
     name: str
     counts: sp.csr_matrix
     rep: np.ndarray | None
+    noise: float | None
     mean: np.ndarray | None
     deviation: np.ndarray | None
 
@@ -113,9 +117,10 @@ def _make_layer(layer: Layer, stated: dict[str, str], config: Sci2clConfig) -> S
     check_values(layer.counts, "nb", layer.name)
     counts = sp.csr_matrix(layer.counts[:, _choose(layer, config)], dtype=np.float32)
     if config.use_rep:
-        return Sci2clLayer(layer.name, counts, _rep(layer, stated, config), None, None)
+        rep = _rep(layer, stated, config)
+        return Sci2clLayer(layer.name, counts, rep, noise_floor(rep), None, None)
     mean, deviation = _log_moments(counts)
-    return Sci2clLayer(layer.name, counts, None, mean, deviation)
+    return Sci2clLayer(layer.name, counts, None, None, mean, deviation)
 
 
 def _choose(layer: Layer, config: Sci2clConfig) -> np.ndarray:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from typing import cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -28,6 +30,7 @@ class LayerData:
 
     def __init__(self, layer: Sci2clLayer, device: torch.device) -> None:
         self.name = layer.name
+        self.noise = layer.noise
         self.counts = CountMatrix(layer.counts, device)
         self.rep = _tensor(layer.rep, device)
         self.mean = _tensor(layer.mean, device)
@@ -79,11 +82,7 @@ def _block(width_in: int, width: int, config: Sci2clConfig) -> list[nn.Module]:
 
 
 def _stack(widths: list[int], config: Sci2clConfig) -> list[nn.Module]:
-    return [
-        module
-        for a, b in zip(widths[:-1], widths[1:], strict=True)
-        for module in _block(a, b, config)
-    ]
+    return [module for a, b in itertools.pairwise(widths) for module in _block(a, b, config)]
 
 
 class SoftmaxDecoder(nn.Module):
@@ -112,7 +111,8 @@ class SoftmaxDecoder(nn.Module):
     def nll(self, z: Tensor, batch: LayerBatch, *, scaled: bool) -> Tensor:
         """Mean −log ZINB of the counts over cells and features; `scaled` is always False here."""
         assert not scaled
-        return softmax_zinb_nll(*self(z), self.log_theta, batch.observed)
+        logits, zero_logit = self(z)
+        return softmax_zinb_nll(logits, zero_logit, self.log_theta, batch.observed)
 
 
 def _log_frequencies(counts: sp.csr_matrix) -> np.ndarray:
@@ -189,8 +189,11 @@ class Autoencoder(nn.Module):
         dim = config.latent_dim
         encoder = _plain_encoder if config.networks == "plain" else ResidualEncoder
         self.encoder = encoder(input_dim, config)
-        make = SoftmaxDecoder if config.decoder == "softmax" else OriginalDecoder
-        self.decoder = make(dim, layer, config)
+        self.decoder: SoftmaxDecoder | OriginalDecoder = (
+            SoftmaxDecoder(dim, layer, config)
+            if config.decoder == "softmax"
+            else OriginalDecoder(dim, layer, config)
+        )
         self.views = ViewAttention(dim, config.view_heads)
 
     def view_distance(self, batch: LayerBatch, z: Tensor, config: Sci2clConfig) -> Tensor:
@@ -242,6 +245,12 @@ class Sci2clNetwork(nn.Module):
         )
 
     @property
+    def autoencoders(self) -> tuple[Autoencoder, Autoencoder]:
+        """Those of the anchor and of the other layer."""
+        first, second = self.layers
+        return cast("Autoencoder", first), cast("Autoencoder", second)
+
+    @property
     def scale(self) -> Tensor:
         """1/τ."""
         if not self.config.learn_temperature:
@@ -251,11 +260,8 @@ class Sci2clNetwork(nn.Module):
 
     def encode(self, batches: tuple[LayerBatch, LayerBatch]) -> tuple[Tensor, Tensor]:
         """Embeddings of both layers by themselves, each (n, latent_dim)."""
-        first, second = (
-            layer.encoder(batch.encoded)  # type: ignore[operator]  # a module, as are all parts
-            for layer, batch in zip(self.layers, batches, strict=True)
-        )
-        return first, second
+        first, second = self.autoencoders
+        return first.encoder(batches[0].encoded), second.encoder(batches[1].encoded)
 
     def scores(self, first: Tensor, second: Tensor) -> Tensor:
         """Cosines of all pairs over temperature, (n, n)."""
@@ -289,9 +295,9 @@ def embed_cells(
 ) -> np.ndarray:
     """Embed all cells in their order, in minibatches.
 
-    Parts of several layers stand side by side, each centred and with a mean square norm of 1, so
-    that the layers weigh the same. With attention over the minibatch its size and order matter to
-    what comes behind it; otherwise they do not.
+    Parts of several layers stand side by side, each centred and divided by one number: the noise of
+    its encoder input (``layer_scale='noise'``), or its root mean square norm. With attention over
+    the minibatch its size and order matter to what comes behind it; otherwise they do not.
 
     Returns
     -------
@@ -307,14 +313,17 @@ def embed_cells(
     parts = [torch.cat(part).cpu().double() for part in zip(*found, strict=True)]
     if len(parts) > 1:
         parts = [part - part.mean(0) for part in parts]
-        parts = [part / part.square().sum(1).mean().sqrt().clamp_min(1e-12) for part in parts]
+        scales = [float(part.square().sum(1).mean().sqrt()) for part in parts]
+        if network.config.layer_scale == "noise":
+            scales = [
+                s if la.noise is None else la.noise for s, la in zip(scales, layers, strict=True)
+            ]
+        parts = [part / max(scale, 1e-12) for part, scale in zip(parts, scales, strict=True)]
     return torch.cat(parts, 1).float().numpy()
 
 
 @torch.no_grad()
-def start_anchors(
-    network: Sci2clNetwork, layers: tuple[LayerData, LayerData], seed: int
-) -> None:
+def start_anchors(network: Sci2clNetwork, layers: tuple[LayerData, LayerData], seed: int) -> None:
     """Set the anchors to the centres of a k-means of both layers' embeddings together."""
     from scipy.cluster.vq import kmeans2
 
@@ -327,13 +336,11 @@ def start_anchors(
         for cells in torch.arange(layers[0].counts.shape[0], device=anchors.device).split(512)
     ]
     z = torch.cat(parts, 1).cpu().double().numpy()
-    # Both layers weigh the same in the choice of clusters; the anchors are in the layers' own scale.
+    # Both layers weigh the same in the choice of clusters; anchors keep the layers' own scale.
     spread = z.std((1, 2), keepdims=True)
     joint = np.concatenate(list((z - z.mean(1, keepdims=True)) / np.maximum(spread, 1e-12)), 1)
     n_anchors = anchors.shape[1]
-    _, labels = kmeans2(
-        joint, n_anchors, iter=20, minit="++", rng=np.random.default_rng(seed)
-    )
+    _, labels = kmeans2(joint, n_anchors, iter=20, minit="++", rng=np.random.default_rng(seed))
     # A cluster that lost its cells becomes one cell of its own.
     members = [np.flatnonzero(labels == k) for k in range(n_anchors)]
     centres = [z[:, rows if len(rows) else [k]].mean(1) for k, rows in enumerate(members)]

@@ -104,7 +104,7 @@ class Sci2clTask:
     @property
     def mixed(self) -> list[nn.Module]:
         """Encoders; likelihoods and losses stay in float32."""
-        return [layer.encoder for layer in self.network.layers]  # type: ignore[misc]  # modules
+        return [layer.encoder for layer in self.network.autoencoders]
 
     def state_dict(self) -> dict[str, Any]:
         """State of the generator of the minibatches."""
@@ -150,7 +150,7 @@ class Sci2clTask:
         scaled = not self.joint and self.config.pretrain_target == "scaled"
         return {
             f"{batch.name}_nll": layer.decoder.nll(part, batch, scaled=scaled)
-            for layer, batch, part in zip(self.network.layers, batches, z, strict=True)
+            for layer, batch, part in zip(self.network.autoencoders, batches, z, strict=True)
         }
 
     def _joint_terms(
@@ -162,7 +162,7 @@ class Sci2clTask:
         if config.lam_views > 0:
             views = {
                 f"{batch.name}_views": layer.view_distance(batch, part, config)
-                for layer, batch, part in zip(network.layers, batches, z, strict=True)
+                for layer, batch, part in zip(network.autoencoders, batches, z, strict=True)
             }
             terms |= views
             total = total + config.lam_views * _sum(views)
@@ -180,9 +180,7 @@ class Sci2clTask:
         """L_MOM: true pairs and drawn ones, in which the second layer is another cell's."""
         rows, columns = draw_negatives(self._candidates(cells, scores), self.config.n_negatives)
         own = torch.arange(len(cells), device=cells.device)
-        pairs = self.network.fused(
-            first[torch.cat([own, rows])], second[torch.cat([own, columns])]
-        )
+        pairs = self.network.fused(first[torch.cat([own, rows])], second[torch.cat([own, columns])])
         matched = (torch.arange(len(pairs), device=cells.device) < len(cells)).long()
         logits = self.network.match(pairs)
         loss = matching_loss(logits, matched, double_softmax=self.config.double_softmax)

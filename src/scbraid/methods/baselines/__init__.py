@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from scbraid.methods.base import Method
 from scbraid.methods.baselines.anchors import RandomEmbedding, TrueEmbedding
+from scbraid.methods.baselines.concatenation import Concatenation, SingleLayer
 from scbraid.methods.baselines.gene_activity import (
     CanonicalCorrelation,
     GeneActivityHarmony,
@@ -15,6 +16,8 @@ BASELINES: tuple[type[Method], ...] = (
     GeneActivityPCA,
     GeneActivityHarmony,
     CanonicalCorrelation,
+    Concatenation,
+    SingleLayer,
     TrueEmbedding,
 )
 

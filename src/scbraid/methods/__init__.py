@@ -34,9 +34,11 @@ def methods() -> Registry[type[Method]]:
     """Return the registry of all methods: our own, then those of installed plug-ins."""
     from scbraid.methods.baselines import BASELINES
     from scbraid.methods.glue.method import GlueMethod, PairedGlueMethod
+    from scbraid.methods.sailerx.method import LabelSailerxMethod, SailerMethod, SailerxMethod
 
     registry: Registry[type[Method]] = Registry("method")
-    own: tuple[type[Method], ...] = (GlueMethod, PairedGlueMethod, *BASELINES)
+    sailer = (SailerxMethod, SailerMethod, LabelSailerxMethod)
+    own: tuple[type[Method], ...] = (GlueMethod, PairedGlueMethod, *sailer, *BASELINES)
     for method in own:
         registry.register(method.info.name, method)
     for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):

@@ -15,6 +15,7 @@ from scbraid.registry import Registry
 
 if TYPE_CHECKING:
     from scbraid.methods.glue.model import Glue
+    from scbraid.methods.sailerx.model import Sailerx
 
 ENTRY_POINT_GROUP = "scbraid.methods"
 
@@ -23,6 +24,7 @@ __all__ = [
     "Method",
     "MethodInfo",
     "MethodResult",
+    "Sailerx",
     "Truth",
     "describe_methods",
     "methods",
@@ -79,5 +81,9 @@ def __getattr__(name: str) -> Any:
         from scbraid.methods.glue.model import Glue
 
         return Glue
+    if name == "Sailerx":
+        from scbraid.methods.sailerx.model import Sailerx
+
+        return Sailerx
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)

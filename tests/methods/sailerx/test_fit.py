@@ -63,10 +63,19 @@ def test_a_cell_has_one_embedding(toy):
         np.testing.assert_array_equal(by_name.loc[data["rna"].cells], found["rna"])
 
 
+def test_unit_embeddings_are_means_of_length_one(toy):
+    data = toy()
+    mean = fit(data, embedding="mean").embeddings["atac"]
+    unit = fit(data).embeddings["atac"]
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(unit, mean / np.linalg.norm(mean, axis=1)[:, None], rtol=1e-5)
+    assert np.linalg.norm(fit(data, "sailer").embeddings["atac"], axis=1).std() > 0.01
+
+
 def test_hybrid(toy):
     data = toy(n_alone=25)
-    for batch_norm in ("shared", "domain"):
-        result = fit(data, batch_norm=batch_norm)
+    for options in ({}, {"batch_norm": "shared", "unpaired_every": 3}):
+        result = fit(data, **options)
         result.check(data, "sailerx")
         assert np.isfinite(result.embeddings["atac"]).all()
         assert result.embeddings["rna"].shape == (35, 5)
@@ -267,7 +276,7 @@ def test_the_paper_s_numbers():
         "latent_dim": 50, "block_hidden": 64, "block_out": 32, "activation": "prelu",
         "learning_rate": 1e-4, "rate_decay": 0.995, "weight_decay": 5e-4, "batch_size": 200,
         "warmup_epochs": 10, "epochs": 400, "cycle_epochs": 100, "nll_weight": 20.0,
-        "lam_invariance": 1.0, "local_weight": 6000.0, "local_scale": "stated",
+        "lam_invariance": 1.0, "local_weight": 6000.0, "local_scale": "stated", "embedding": "mean",
         "objective": "executed", "weighted": "all", "unpaired_every": 3, "batch_norm": "shared",
         "encoder_input": "plain", "average_decay": None, "decoder_start": "random",
         "reference": "pca", "reference_dim": 50, "min_cell_share": 0.0,

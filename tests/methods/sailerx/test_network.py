@@ -196,10 +196,10 @@ def test_imputation_decodes_the_mean_at_average_depth(toy):
     network.encode(arrays.batch(torch.arange(60)))
     mean, _ = encode_all(network, arrays)
     shape = arrays.counts.shape
-    found = gather(impute(network, arrays, mean, chunk=7), shape)
+    found = gather(impute(network, arrays, mean, np.arange(60), chunk=7), shape)
     batch = np.arange(60) % 3
     for fixed in (None, 0, 2):
-        found = gather(impute(network, arrays, mean, batch=fixed, chunk=7), shape)
+        found = gather(impute(network, arrays, mean, np.arange(60), batch=fixed, chunk=7), shape)
         codes = batch if fixed is None else np.full(60, fixed)
         covariates = np.zeros((60, 3), np.float32)
         covariates[np.arange(60), codes] = 1

@@ -48,7 +48,7 @@ class SailerConfig(MethodConfig):
         "start the decoder's biases at the peaks' own frequencies, or at random",
         choices=("data", "random"),
     )
-    nll_weight: float = option(20.0, "weight of the likelihood (w)", gt=0)
+    nll_weight: float = option(2.0, "weight of the likelihood (w)", gt=0)
     weighted: str = option(
         "all",
         "what w multiplies after the warm-up: all entries (code), or those that are open",
@@ -65,7 +65,7 @@ class SailerConfig(MethodConfig):
         "standard deviation that is drawn with: half, exp(l/2), or full, exp(l) (code)",
         choices=("half", "full"),
     )
-    cycle_epochs: int = option(100, "epochs of a cycle of the KL weight", ge=1)
+    cycle_epochs: int = option(50, "epochs of a cycle of the KL weight", ge=1)
     beta_start: str = option(
         "zero",
         "KL weight of the first epoch: zero and rising, or one (code)",
@@ -86,14 +86,14 @@ class SailerConfig(MethodConfig):
         "one_hot: any number of batches; binary: two (code)",
         choices=("one_hot", "binary"),
     )
-    learning_rate: float = option(1e-4, "learning rate of Adam", gt=0)
+    learning_rate: float = option(4e-3, "learning rate of Adam", gt=0)
     rate_decay: float = option(0.995, "factor of the learning rate an epoch", gt=0, le=1)
     weight_decay: float = option(5e-4, "L2 penalty in Adam's gradient", ge=0)
     batch_size: int = option(200, "cells in a step", ge=2)
     warmup_epochs: int = option(10, "epochs of the warm-up", ge=0)
-    epochs: int = option(400, "epochs after the warm-up", ge=1)
+    epochs: int = option(100, "epochs after the warm-up", ge=1)
     average_decay: float | None = option(
-        None, "weight of the past in the running mean of weights, a step; None keeps the last",
+        0.99, "weight of the past in the running mean of weights, a step; None keeps the last",
         gt=0, lt=1,
     )  # fmt: skip
     max_epochs: int | None = option(None, "epochs a stage at most, for trials", ge=1)
@@ -117,7 +117,7 @@ class SailerxConfig(SailerConfig):
         "reference embedding of the RNA: pca, scvi, scanorama, random (control), lda and scanvi "
         "(both see labels), or a key of obsm (X_...)",
     )
-    reference_dim: int = option(50, "columns of the reference", ge=1)
+    reference_dim: int = option(20, "columns of the reference", ge=1)
     reference_epochs: int = option(400, "epochs of scvi and scanvi", ge=1)
     local_weight: float = option(
         6000.0, "weight of the local structure term (Gamma), for 200 cells in a step", ge=0
@@ -127,14 +127,19 @@ class SailerxConfig(SailerConfig):
         "entropy: Gamma in proportion to the entropy of a cell's peaks; stated: as it is (code)",
         choices=("entropy", "stated"),
     )
+    embedding: str = option(
+        "unit",
+        "unit: posterior means at length 1, whose distances are cosines; mean: as they are",
+        choices=("unit", "mean"),
+    )
     pair_weights: bool = option(True, "weight pairs of cells by their depth ratios (gamma)")
-    unpaired_every: int = option(3, "hybrid: paired steps for one step on ATAC-only cells", ge=1)
+    unpaired_every: int = option(1, "hybrid: paired steps for one step on ATAC-only cells", ge=1)
     hybrid_rate_decay: str = option(
         "epoch", "hybrid: the rate falls every epoch, or every step too (code)",
         choices=("epoch", "step"),
     )  # fmt: skip
     batch_norm: str = option(
-        "shared",
+        "domain",
         "hybrid: batch normalisation shared by paired and ATAC-only cells (code), or domain: each "
         "their own",
         choices=("shared", "domain"),
@@ -182,8 +187,10 @@ _CODE: dict[str, Any] = {
 }
 PAPER: dict[str, Any] = {
     **_CODE,
+    "reference_dim": 50,
     "local_weight": 6000.0,
     "local_scale": "stated",
+    "embedding": "mean",
     "unpaired_every": 3,
     "hybrid_rate_decay": "step",
     "batch_norm": "shared",

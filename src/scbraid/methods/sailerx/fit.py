@@ -87,6 +87,8 @@ class FittedSailer:
         The data on the training device.
     mean
         Posterior means, float32 (n_atac_cells, latent_dim).
+    embedding
+        The same, at unit length where the options say so.
     records
         One a stage.
     details
@@ -96,6 +98,7 @@ class FittedSailer:
     network: SailerNetwork
     arrays: AtacArrays
     mean: np.ndarray
+    embedding: np.ndarray
     records: list[TrainingRecord]
     details: dict[str, Any]
 
@@ -219,6 +222,10 @@ def fit_sailer(
         )
         records.append(train(task, schedule, stage=stage, run=run))
     mean, _ = encode_all(network, arrays)
+    embedding = mean
+    if isinstance(config, SailerxConfig) and config.embedding == "unit":
+        lengths = np.linalg.norm(mean, axis=1, keepdims=True)
+        embedding = mean / np.maximum(lengths, np.finfo(np.float32).tiny)
     details = {
         "device": str(where),
         "peaks": inputs.atac.peaks.shape[1],
@@ -228,4 +235,4 @@ def fit_sailer(
         "parameters": sum(p.numel() for p in network.parameters()),
         "stages": [record.summary() for record in records],
     }
-    return FittedSailer(network, arrays, mean, records, details)
+    return FittedSailer(network, arrays, mean, embedding, records, details)

@@ -46,9 +46,9 @@ class _AtacMethod(Method):
         fitted = fit_sailer(
             inputs, self.config, seed=self.seed, device=self.device, training=self.training
         )
-        embeddings = {"atac": fitted.mean}
+        embeddings = {"atac": fitted.embedding}
         if "rna" in data.layers:
-            embeddings["rna"] = fitted.mean[match_cells(data, name)]
+            embeddings["rna"] = fitted.embedding[match_cells(data, name)]
         return MethodResult(
             embeddings={layer: embeddings[layer] for layer in data.names},
             history=pd.DataFrame([row for record in fitted.records for row in record.history]),

@@ -251,6 +251,7 @@ def impute(
     network: SailerNetwork,
     arrays: AtacArrays,
     mean: np.ndarray,
+    rows: np.ndarray,
     *,
     batch: int | None = None,
     domain: int | None = None,
@@ -264,6 +265,8 @@ def impute(
         A trained network and its data.
     mean
         Posterior means (n_cells, latent_dim).
+    rows
+        Cells to decode, (n_rows,).
     batch
         Code of the batch that all cells are decoded as; None for their own.
     domain
@@ -274,12 +277,12 @@ def impute(
     Yields
     ------
     tuple
-        Rows (n,), and the probability that a peak is open, or its expected count at average depth,
-        (n, n_peaks) float32 in the order of `AtacData.names`.
+        Positions in `rows`, (n,), and the probability that a peak is open, or its expected count at
+        average depth, (n, n_peaks) float32 in the order of `AtacData.names`.
     """
     network.eval()
-    sets = arrays.data.sets
-    covariates = arrays.covariates.clone()
+    sets = arrays.data.sets[rows]
+    covariates = arrays.covariates[torch.from_numpy(rows).to(arrays.device)]
     n_depth = covariates.shape[1] - (len(arrays.data.batches) - 1)
     covariates[:, :n_depth] = 0
     if batch is not None:
@@ -289,8 +292,8 @@ def impute(
     for code in np.unique(sets):
         own = np.flatnonzero(sets == code)
         for first in range(0, len(own), chunk):
-            rows = own[first : first + chunk]
-            at = torch.from_numpy(rows).to(arrays.device)
-            z = torch.from_numpy(mean[rows]).to(arrays.device)
+            at = own[first : first + chunk]
+            z = torch.from_numpy(mean[rows[at]]).to(arrays.device)
+            told = covariates[torch.from_numpy(at).to(arrays.device)]
             taken = int(code) if domain is None else domain
-            yield rows, network.rates(z, covariates[at], taken).cpu().numpy()
+            yield at, network.rates(z, told, taken).cpu().numpy()

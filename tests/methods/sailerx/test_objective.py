@@ -60,7 +60,7 @@ def reconstruct(task, rows, noise, *, std, positive=1.0, domain=0):
     rates = task.network.rates(z, task.arrays.covariates[torch.from_numpy(rows)], domain)
     x = batch.counts.dense()
     bce = F.binary_cross_entropy(rates.double(), x.double(), reduction="none")
-    nll = float((bce * torch.where(x > 0, positive, 1.0)).sum())
+    nll = float((bce * torch.where(x > 0, positive, 1.0)).sum().detach())
     return mean.detach().numpy(), log_variance.detach().numpy(), nll
 
 

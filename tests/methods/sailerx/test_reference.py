@@ -37,7 +37,7 @@ def test_stored_ones(toy):
 
 def test_noise_is_seeded(toy):
     layer = toy()["rna"]
-    first, second = (reference(layer, reference="random") for _ in range(2))
+    first, second = (reference(layer, reference="random", reference_dim=50) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert first.shape == (60, 50)
     assert abs(first.mean()) < 0.05

@@ -48,7 +48,7 @@ class SailerConfig(MethodConfig):
         "start the decoder's biases at the peaks' own frequencies, or at random",
         choices=("data", "random"),
     )
-    nll_weight: float = option(2.0, "weight of the likelihood (w)", gt=0)
+    nll_weight: float = option(3.0, "weight of the likelihood (w)", gt=0)
     weighted: str = option(
         "all",
         "what w multiplies after the warm-up: all entries (code), or those that are open",
@@ -86,7 +86,7 @@ class SailerConfig(MethodConfig):
         "one_hot: any number of batches; binary: two (code)",
         choices=("one_hot", "binary"),
     )
-    learning_rate: float = option(4e-3, "learning rate of Adam", gt=0)
+    learning_rate: float = option(1e-3, "learning rate of Adam", gt=0)
     rate_decay: float = option(0.995, "factor of the learning rate an epoch", gt=0, le=1)
     weight_decay: float = option(5e-4, "L2 penalty in Adam's gradient", ge=0)
     batch_size: int = option(200, "cells in a step", ge=2)
@@ -112,6 +112,9 @@ class SailerConfig(MethodConfig):
 class SailerxConfig(SailerConfig):
     """Options of SAILERX; docs/methods/sailerx.md argues every default."""
 
+    # The structure term takes some of the place of the KL, and its pull bears a higher rate.
+    learning_rate: float = option(4e-3, "learning rate of Adam", gt=0)
+    nll_weight: float = option(2.0, "weight of the likelihood (w)", gt=0)
     reference: str = option(
         "pca",
         "reference embedding of the RNA: pca, scvi, scanorama, random (control), lda and scanvi "
@@ -120,7 +123,7 @@ class SailerxConfig(SailerConfig):
     reference_dim: int = option(20, "columns of the reference", ge=1)
     reference_epochs: int = option(400, "epochs of scvi and scanvi", ge=1)
     local_weight: float = option(
-        6000.0, "weight of the local structure term (Gamma), for 200 cells in a step", ge=0
+        4000.0, "weight of the local structure term (Gamma), for 200 cells in a step", ge=0
     )
     local_scale: str = option(
         "entropy",
@@ -133,7 +136,7 @@ class SailerxConfig(SailerConfig):
         choices=("unit", "mean"),
     )
     pair_weights: bool = option(True, "weight pairs of cells by their depth ratios (gamma)")
-    unpaired_every: int = option(1, "hybrid: paired steps for one step on ATAC-only cells", ge=1)
+    unpaired_every: int = option(3, "hybrid: paired steps for one step on ATAC-only cells", ge=1)
     hybrid_rate_decay: str = option(
         "epoch", "hybrid: the rate falls every epoch, or every step too (code)",
         choices=("epoch", "step"),

@@ -15,6 +15,7 @@ from scbraid.registry import Registry
 
 if TYPE_CHECKING:
     from scbraid.methods.glue.model import Glue
+    from scbraid.methods.sailerx.model import Sailerx
 
 ENTRY_POINT_GROUP = "scbraid.methods"
 
@@ -23,6 +24,7 @@ __all__ = [
     "Method",
     "MethodInfo",
     "MethodResult",
+    "Sailerx",
     "Truth",
     "describe_methods",
     "methods",
@@ -34,12 +36,16 @@ def methods() -> Registry[type[Method]]:
     """Return the registry of all methods: our own, then those of installed plug-ins."""
     from scbraid.methods.baselines import BASELINES
     from scbraid.methods.glue.method import GlueMethod, PairedGlueMethod
+    from scbraid.methods.sailerx.method import LabelSailerxMethod, SailerMethod, SailerxMethod
     from scbraid.methods.sci2cl.method import LabelledSci2clMethod, Sci2clMethod
 
     registry: Registry[type[Method]] = Registry("method")
     own: tuple[type[Method], ...] = (
         GlueMethod,
         PairedGlueMethod,
+        SailerxMethod,
+        SailerMethod,
+        LabelSailerxMethod,
         Sci2clMethod,
         LabelledSci2clMethod,
         *BASELINES,
@@ -84,5 +90,9 @@ def __getattr__(name: str) -> Any:
         from scbraid.methods.glue.model import Glue
 
         return Glue
+    if name == "Sailerx":
+        from scbraid.methods.sailerx.model import Sailerx
+
+        return Sailerx
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)

@@ -1,0 +1,1 @@
+"""SAILERX and SAILER: chromosome-blocked variational autoencoders of chromatin accessibility."""

@@ -1,0 +1,64 @@
+"""The page on SAILERX states every option with its default, every preset and every quirk."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from scbraid.methods import methods
+from scbraid.methods.sailerx.config import (
+    LABEL_PRESETS,
+    PRESETS,
+    SAILER_PRESETS,
+    SailerConfig,
+    SailerxConfig,
+)
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "methods" / "sailerx.md"
+
+
+def table(heading: str) -> list[list[str]]:
+    """Cells of the first table below a heading, without its two header lines."""
+    text = PAGE.read_text("utf-8").partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    lines = [line for line in text.splitlines() if line.startswith("|")][2:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def test_every_option_stands_there_with_its_default():
+    stated = {}
+    for names, defaults, _ in table("Options"):
+        pairs = zip(re.findall(r"`(\w+)`", names), defaults.split(", "), strict=True)
+        stated |= dict(pairs)
+    config = SailerxConfig().as_dict()
+    assert stated.keys() == config.keys()
+    for name, default in stated.items():
+        value = config[name]
+        if isinstance(value, float):
+            assert float(default) == value, name
+        else:
+            assert default == str(value), name
+
+
+def test_where_sailer_s_defaults_differ():
+    both, sailer = SailerxConfig().as_dict(), SailerConfig().as_dict()
+    other = {name: value for name, value in sailer.items() if both[name] != value}
+    text = PAGE.read_text("utf-8")
+    assert other == {"learning_rate": 1e-3, "nll_weight": 3.0}
+    assert "`sailer` has `learning_rate` 0.001 and `nll_weight` 3" in text
+
+
+def test_every_preset_stands_there():
+    stated: dict[str, set[str]] = {"sailerx": set(), "sailer": set(), "sailerx_labels": set()}
+    for names, of, _ in table("Presets"):
+        for method in of.split(", "):
+            stated[method] |= set(re.findall(r"`(\w+)`", names))
+    assert stated["sailerx"] == {"default", *PRESETS}
+    assert stated["sailer"] == {"default", *SAILER_PRESETS}
+    assert stated["sailerx_labels"] == {"default", *LABEL_PRESETS}
+    assert stated.keys() <= set(methods().names())
+
+
+def test_all_quirks_are_decided():
+    rows = table("What the original does differently")
+    assert [row[0] for row in rows] == [f"Q{n}" for n in range(1, 11)]
+    assert all(len(row) == 4 for row in rows)

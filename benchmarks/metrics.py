@@ -517,7 +517,13 @@ def main() -> None:
                     rows.append(one)
                 else:
                     found[name] = rows
-                words = found[name] if isinstance(found[name], str) else "done"
+                # Said at once: a long run that is stopped was not in vain.
+                words = found[name]
+                if not isinstance(words, str):
+                    words = "; ".join(
+                        f"cold {row['cold']:.2f} s, {row['memory']:.0f} MiB, {row['value']:.5f}"
+                        for row in rows
+                    )
                 print(f"{task}, {n_cells:,} cells, {name}: {words}", file=sys.stderr, flush=True)
     report(results)
 

@@ -37,11 +37,14 @@ PACKAGE_OF = {
     **{"torch": "pytorch", "umap": "umap-learn", "yaml": "pyyaml"},
     **{"markupsafe": "jinja2", "urllib3": "requests"},
 }
-# Imported in functions that these scripts do not call.
+# Imported in functions that these scripts do not call. Metrics that are computed on request alone
+# use scikit-learn and umap-learn, those on an accelerator torch.
 NOT_CALLED = {
-    "collect.py": {"igraph"},
-    "figure.py": {"igraph"},
-    "report.py": {"harmonypy", "igraph", "torch", "umap"},
+    "collect.py": {"igraph", "numba", "sklearn", "torch", "umap"},
+    "evaluate.py": {"sklearn", "torch", "umap"},
+    "figure.py": {"igraph", "numba", "sklearn", "torch"},
+    "integrate.py": {"sklearn", "umap"},
+    "report.py": {"harmonypy", "igraph", "numba", "sklearn", "torch", "umap"},
 }
 
 

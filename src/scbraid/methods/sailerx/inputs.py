@@ -216,7 +216,7 @@ def rna_depth(layer: Layer) -> np.ndarray:
     DataError
         When a cell has none, or totals are not finite.
     """
-    depth = np.asarray(layer.counts.sum(axis=1, dtype=np.float64)).ravel()
+    depth = np.asarray(layer.counts.tocsr().sum(axis=1, dtype=np.float64)).ravel()
     bad = np.flatnonzero(~(np.isfinite(depth) & (depth > 0)))
     if len(bad):
         msg = (
@@ -234,7 +234,7 @@ def pair_weights(data: Layers, rows: np.ndarray, config: SailerxConfig) -> np.nd
     if not config.pair_weights:
         weights[rows] = 1
         return weights
-    atac = data["atac"].counts
+    atac = data["atac"].counts.tocsr()
     depth = np.diff(atac.indptr) if atac.data.all() else atac.getnnz(axis=1)
     weights[rows] = depth_weights(rna_depth(data["rna"]), depth[rows])
     return weights

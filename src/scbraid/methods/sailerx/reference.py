@@ -142,7 +142,7 @@ def _load(package: str, distribution: str, reference: str) -> Any:
 
 def _anndata(layer: Layer) -> AnnData:
     anndata = _load("anndata", "anndata", "of another package")
-    adata = anndata.AnnData(layer.counts.copy())
+    adata = anndata.AnnData(layer.counts.tocsr().copy())
     adata.obs_names, adata.var_names = layer.cells, layer.features.index.astype(str)
     adata.layers["counts"] = adata.X.copy()
     # One batch for all where there is none.
@@ -170,8 +170,8 @@ def _scvi(layer: Layer, config: SailerxConfig, labels: pd.Series | None, seed: i
 def _scanorama(layer: Layer, config: SailerxConfig) -> np.ndarray:
     """Scanorama's corrected embedding of the batches; a truncated SVD where there is one."""
     scanorama = _load("scanorama", "scanorama", config.reference)
-    totals = np.asarray(layer.counts.sum(axis=1, dtype=np.float64)).ravel()
-    scaled = sp.diags(np.median(totals) / np.maximum(totals, 1)) @ layer.counts
+    totals = np.asarray(layer.counts.tocsr().sum(axis=1, dtype=np.float64)).ravel()
+    scaled = sp.diags(np.median(totals) / np.maximum(totals, 1)) @ layer.counts.tocsr()
     values = sp.csr_matrix(scaled.log1p())
     batch = np.full(layer.n_cells, "exp1") if layer.batch is None else layer.batch
     genes = layer.features.index.astype(str).to_list()

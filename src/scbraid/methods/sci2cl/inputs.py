@@ -125,7 +125,7 @@ def _make_layer(layer: Layer, stated: dict[str, str], config: Sci2clConfig) -> S
 
 def _choose(layer: Layer, config: Sci2clConfig) -> np.ndarray:
     """Columns to be explained: highly variable where the layer says which, else by the rule."""
-    n_cells = np.bincount(layer.counts.indices, minlength=layer.n_features)
+    n_cells = np.bincount(layer.counts.tocsr().indices, minlength=layer.n_features)
     detected = n_cells > 0
     if "highly_variable" in layer.features:
         chosen = layer.features["highly_variable"].to_numpy(bool) & detected

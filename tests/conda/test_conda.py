@@ -44,7 +44,7 @@ NOT_CALLED = {
     "evaluate.py": {"sklearn", "torch", "umap"},
     "figure.py": {"igraph", "numba", "sklearn", "torch"},
     "integrate.py": {"sklearn", "umap"},
-    "report.py": {"harmonypy", "igraph", "numba", "sklearn", "torch", "umap"},
+    "report.py": {"harmonypy", "igraph", "numba", "skmisc", "sklearn", "torch", "umap"},
 }
 
 

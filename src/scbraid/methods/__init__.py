@@ -33,10 +33,11 @@ __all__ = [
 def methods() -> Registry[type[Method]]:
     """Return the registry of all methods: our own, then those of installed plug-ins."""
     from scbraid.methods.baselines import BASELINES
+    from scbraid.methods.covel.method import CovelMethod
     from scbraid.methods.glue.method import GlueMethod, PairedGlueMethod
 
     registry: Registry[type[Method]] = Registry("method")
-    own: tuple[type[Method], ...] = (GlueMethod, PairedGlueMethod, *BASELINES)
+    own: tuple[type[Method], ...] = (GlueMethod, PairedGlueMethod, CovelMethod, *BASELINES)
     for method in own:
         registry.register(method.info.name, method)
     for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):

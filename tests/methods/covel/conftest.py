@@ -22,6 +22,7 @@ LIKELIHOOD = {"rna": "nb", "atac": "nb", "met": "ziln"}
 SMALL = {
     "latent_dim": 4, "hidden_dim": 6, "model_dim": 8, "heads": 2, "latents": 3, "value_dim": 5,
     "projection_dim": 7, "random_features": 8,
+    "spared_neighbors": 0, "lam_contrast": 1.0,
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ def table(heading: str) -> list[list[str]]:
     """Cells of the first table below a heading, without its two header lines."""
     text = PAGE.read_text("utf-8").partition(f"## {heading}\n")[2].partition("\n## ")[0]
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+    return [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in lines[2:]]
 
 
 def test_every_option_stands_there_with_its_default_and_the_papers():

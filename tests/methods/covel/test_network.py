@@ -203,6 +203,38 @@ def test_embedding_is_the_mean_without_dropout_whatever_the_chunk(problem, encod
     assert p.network.training
 
 
+@pytest.mark.parametrize("encoder", ["latent", "performer"])
+def test_attention_starts_as_a_correction_of_nothing(problem, encoder):
+    """What is added is a linear map of what was read, which starts at zero."""
+    fresh = problem(encoder=encoder)
+    torch.manual_seed(0)
+    fresh.network = type(fresh.network)(fresh.inputs, fresh.cells, fresh.config, 0).eval()
+    own = fresh.cells[0].gather(torch.arange(30)).own
+    with torch.no_grad():
+        expected, _ = fresh.network.teachers["rna"].head(own)
+    np.testing.assert_array_equal(embed(fresh.network, fresh.cells).cells["rna"], expected)
+    p = problem(encoder=encoder)
+    teacher, reader = p.network.teachers["rna"].eval(), p.network.reader("rna")
+    assert (reader.merge is None) == (encoder == "performer")
+    read = teacher.standardize(reading(p))
+    with torch.no_grad():
+        mean, _ = teacher.head(p.cells[0].gather(torch.arange(30)).own)
+        expected = mean + (reader.merge or teacher.merge)(read)
+    np.testing.assert_allclose(embed(p.network, p.cells).cells["rna"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("residual", ["none", "concat"])
+def test_the_head_reads_attention_alone_or_beside_the_input(problem, residual):
+    p = problem(residual=residual)
+    teacher = p.network.teachers["rna"].eval()
+    read = teacher.standardize(reading(p))
+    own = p.cells[0].gather(torch.arange(30)).own
+    with torch.no_grad():
+        expected, _ = teacher.head(read if residual == "none" else torch.cat([read, own], 1))
+    np.testing.assert_allclose(embed(p.network, p.cells).cells["rna"], expected, atol=1e-5)
+    assert p.network.reader("rna").merge is None
+
+
 def test_the_control_without_attention_is_glues_encoder(problem):
     p = problem(encoder="mlp")
     cells = p.cells[0]

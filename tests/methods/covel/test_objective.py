@@ -72,11 +72,11 @@ def expected_terms(p) -> dict[str, float]:
         if config.contrast_scope == "mixed":
             both = [np.concatenate(parts) for parts in zip(*views, strict=True)]
             terms["contrast"] = contrast(*both, config)
-            vae += config.lam_contrast * terms["contrast"]
+            vae += config.lam_contrast * terms["contrast"] * np.mean(scales(p))
         else:
-            for layer, pair in zip(p.inputs.layers, views, strict=True):
+            for layer, pair, scale in zip(p.inputs.layers, views, scales(p), strict=True):
                 terms[f"{layer.name}_contrast"] = contrast(*pair, config)
-                vae += config.lam_contrast * terms[f"{layer.name}_contrast"]
+                vae += config.lam_contrast * terms[f"{layer.name}_contrast"] * scale
     n_vertices = len(f)
     terms["graph_kl"] = gaussian_kl(mean_f, softplus(raw_f) + EPS).mean() / n_vertices
     graph = config.lam_kl * terms["graph_kl"]
@@ -102,6 +102,12 @@ def expected_terms(p) -> dict[str, float]:
         terms["discriminator"] = losses.mean()
         terms["total"] = vae - config.lam_align * terms["discriminator"]
     return terms
+
+
+def scales(p) -> list[float]:
+    if p.config.contrast_scale == "unit":
+        return [1.0 for _ in p.inputs.layers]
+    return [1 / layer.values.shape[1] for layer in p.inputs.layers]
 
 
 def scaled_by_hand(layer) -> np.ndarray:
@@ -142,13 +148,14 @@ CASES = {
     },
     "paper": {
         "graph": "gat2", "encoder": "performer", "tokens": "all", "position": "sample",
-        "share_attention": False, "residual": False, "use_rep": False, "variational": False,
-        "contrast": "paper", "lam_contrast": 1.0, "lam_graph": 1.0, "graph_scale": "unit",
+        "share_attention": False, "residual": "none", "use_rep": False, "variational": False,
+        "contrast": "paper", "contrast_scale": "unit", "lam_graph": 1.0, "graph_scale": "unit",
         "lam_align": 0.0, "balance": False,
     },
     "no contrast": {"contrast": "none", "encoder": "mlp"},
-    "no graph": {"graph": "none"},
-    "propagation": {"graph": "gcn", "encoder": "exact", "value": "bins"},
+    "no graph": {"graph": "none", "residual": "concat"},
+    "performer": {"encoder": "performer", "tokens": "sampled"},
+    "graph attention": {"graph": "gat", "encoder": "exact", "value": "bins"},
     "mixed contrast": {"contrast_scope": "mixed", "temperature": 0.3},
     "squares": {"names": ("rna", "atac", "met"), "reconstruction": "mse", "use_rep": False},
     "other weights": {

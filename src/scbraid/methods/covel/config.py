@@ -18,9 +18,9 @@ class CovelConfig(MethodConfig):
     hidden_depth: int = option(2, "hidden layers of the same; 0 is linear", ge=0)
     dropout: float = option(0.2, "dropout rate of the same", ge=0, lt=1)
     graph: str = option(
-        "gat",
-        "view 1: gat (one attention layer), gat2 (one each for mean and spread), gcn (GLUE's "
-        "propagation), none (features are free parameters)",
+        "gcn",
+        "view 1: gcn (GLUE's propagation), gat (one attention layer), gat2 (one each for mean and "
+        "spread), none (features are free parameters)",
         choices=("gat", "gat2", "gcn", "none"),
     )
     degree_scaling: bool = option(
@@ -45,7 +45,7 @@ class CovelConfig(MethodConfig):
         None, "layers with more features have non-zero tokens whatever `tokens` says", ge=1
     )
     max_tokens: int | None = option(
-        256, "non-zero tokens of a cell in a training step at most, drawn at random", ge=1
+        128, "non-zero tokens of a cell in a training step at most, drawn at random", ge=1
     )
     value: str = option(
         "scaled",
@@ -62,14 +62,19 @@ class CovelConfig(MethodConfig):
     detach_position: bool = option(False, "no gradient from tokens to the feature embeddings")
     model_dim: int = option(64, "width of attention", ge=1)
     heads: int = option(4, "attention heads; model_dim is divisible by them", ge=1)
-    depth: int = option(2, "attention blocks", ge=1)
+    depth: int = option(1, "attention blocks", ge=1)
     ff_mult: int = option(2, "width of feed-forward layers, in model_dim", ge=1)
     attention_dropout: float = option(0.1, "dropout rate of attention blocks", ge=0, lt=1)
     random_features: int = option(64, "performer: random features of a head", ge=1)
     redraw_every: int = option(1000, "performer: training passes until they are redrawn", ge=1)
-    latents: int = option(16, "latent: queries", ge=1)
+    latents: int = option(8, "latent: queries", ge=1)
     share_attention: bool = option(True, "one attention network for all layers")
-    residual: bool = option(True, "the head behind the attention also reads the student's input")
+    residual: str = option(
+        "add",
+        "what the head reads beside the attention: none (nothing), concat (the student's input, "
+        "too), add (an encoder of the student's input, to which attention adds a correction)",
+        choices=("none", "concat", "add"),
+    )
     use_rep: bool = option(True, "student and residual read PCA/LSI; False: scaled log values")
     variational: bool = option(True, "q(u|x) with a spread and a KL term; False: a point")
     contrast: str = option(
@@ -82,7 +87,7 @@ class CovelConfig(MethodConfig):
     )
     temperature: float = option(0.1, "divisor of the cosines of the contrast", gt=0)
     spared_neighbors: int = option(
-        0, "nearest cells of a step that are no negatives of each other", ge=0
+        10, "nearest cells of a step that are no negatives of each other", ge=0
     )
     projection_dim: int = option(128, "width of the projection head", ge=1)
     reconstruction: str = option(
@@ -96,7 +101,13 @@ class CovelConfig(MethodConfig):
     graph_scale: str = option(
         "layers", "the graph term counts once a layer, or once", choices=("layers", "unit")
     )
-    lam_contrast: float = option(0.02, "weight of the contrast", ge=0)
+    lam_contrast: float = option(0.1, "weight of the contrast", ge=0)
+    contrast_scale: str = option(
+        "features",
+        "features: divided by a layer's number of them, as the KL is, so that contrast and "
+        "likelihood count in nats a cell; unit: as it is",
+        choices=("features", "unit"),
+    )
     lam_align: float = option(0.05, "weight of the adversarial alignment; 0 for none", ge=0)
     noise: float = option(1.5, "alignment noise, in standard deviations of the embedding", ge=0)
     balance: bool = option(True, "weight cells by matched clusters after a first stage")
@@ -165,13 +176,16 @@ PAPER: dict[str, Any] = {
     "tokens": "all",
     "token_limit": 4096,
     "max_tokens": None,
+    "depth": 2,
     "position": "sample",
     "share_attention": False,
-    "residual": False,
+    "residual": "none",
     "use_rep": False,
     "variational": False,
     "contrast": "paper",
+    "spared_neighbors": 0,
     "lam_contrast": 1.0,
+    "contrast_scale": "unit",
     "lam_graph": 1.0,
     "graph_scale": "unit",
     "lam_align": 0.0,

@@ -75,10 +75,17 @@ class Reader(nn.Module):
     recompute
         Whether what is between the ends of a part is computed again in the backward pass, where
         there is much to remember and little to compute.
+    merge
+        Map from what is read to a correction of the embedding, for all layers that are read; None
+        where each layer has its own, or none.
     """
 
     chunk_tokens: int
     recompute: bool
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.merge: nn.Linear | None = None
 
     def positions(self, features: Tensor) -> Tensor:
         """Map features (n_used, latent_dim) to what their tokens look up."""
@@ -139,6 +146,8 @@ class LatentReader(Reader):
         )
         self.norm = nn.LayerNorm(dim)
         self.width = config.latents * dim
+        if config.residual == "add":
+            self.merge = zero_linear(self.width, config.latent_dim)
 
     def positions(self, features: Tensor) -> Tensor:
         """Map features (n_used, latent_dim) to what their tokens look up."""
@@ -210,39 +219,79 @@ class TokenReader(Reader):
 
 
 class Teacher(nn.Module):
-    """q(u | x, F) of one layer: a GLUE encoder of what attention read, and of the cell's own input.
+    """q(u | x, F) of one layer: a GLUE encoder of what attention read, or corrected by it.
 
     Parameters
     ----------
     config
         Options.
-    read_dim
-        Width of what attention read; 0 for the control without attention.
+    reader
+        What reads the layer's cells; None for the control without attention.
+    n_features
+        Features of the layer.
     own_dim
         Width of what the student reads.
     """
 
-    def __init__(self, config: CovelConfig, read_dim: int, own_dim: int) -> None:
+    def __init__(
+        self, config: CovelConfig, reader: Reader | None, n_features: int, own_dim: int
+    ) -> None:
         super().__init__()
         self.variational = config.variational
-        self.residual = config.residual or not read_dim
-        # Latents of all cells are nearly the same at the start: what differs has to be seen.
-        self.standardize = nn.BatchNorm1d(read_dim) if config.encoder == "latent" else None
-        self.head = GaussianEncoder(
-            read_dim + (own_dim if self.residual else 0),
-            config.latent_dim,
-            hidden_dim=config.hidden_dim,
-            depth=config.hidden_depth,
-            dropout=config.dropout,
-        )
+        self.residual = "add" if reader is None else config.residual
+        self.standardize: nn.Module = nn.Identity()
+        self.merge: nn.Linear | None = None
+        sizes: dict[str, Any] = {
+            "hidden_dim": config.hidden_dim,
+            "depth": config.hidden_depth,
+            "dropout": config.dropout,
+        }
+        width = 0
+        if isinstance(reader, LatentReader):
+            width = reader.width
+            # Latents of all cells are nearly the same at the start: what differs has to be seen.
+            # Without the layer's mean and spread they are comparable between layers, too.
+            self.standardize = nn.BatchNorm1d(width, affine=False)
+        elif reader is not None:
+            width = n_features
+            if self.residual == "add":
+                hidden = (config.hidden_dim, config.hidden_depth, config.dropout)
+                self.standardize, width = mlp(width, *hidden, batch_norm=True)
+                self.merge = zero_linear(width, config.latent_dim)
+        in_dim = {"none": width, "concat": width + own_dim, "add": own_dim}[self.residual]
+        self.head = GaussianEncoder(in_dim, config.latent_dim, **sizes)
 
-    def forward(self, read: Tensor | None, own: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (0 where the embedding is a point), (n_cells, latent_dim)."""
-        parts = [own] if self.residual else []
+    def forward(
+        self, read: Tensor | None, own: Tensor, merge: nn.Linear | None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (0 where the embedding is a point), (n_cells, latent_dim).
+
+        Parameters
+        ----------
+        read
+            What attention read (n_cells, width).
+        own
+            What the student reads (n_cells, own_dim).
+        merge
+            Map of what was read to the embedding that all layers share; None where there is none.
+        """
         if read is not None:
-            parts.append(read if self.standardize is None else self.standardize(read))
-        mean, std = self.head(torch.cat(parts, 1))
+            read = self.standardize(read)
+        if read is None or self.residual == "add":
+            mean, std = self.head(own)
+        else:
+            mean, std = self.head(read if self.residual == "none" else torch.cat([read, own], 1))
+        merge = self.merge if merge is None else merge
+        if read is not None and self.residual == "add" and merge is not None:
+            mean = mean + merge(read)
         return mean, std if self.variational else torch.zeros_like(mean)
+
+
+def zero_linear(in_dim: int, out_dim: int) -> nn.Linear:
+    """Return a linear map that starts at zero: what it adds to has its say first."""
+    linear = nn.Linear(in_dim, out_dim, bias=False)
+    nn.init.zeros_(linear.weight)
+    return linear
 
 
 def _chunks(tokens: TokenBatch, budget: int) -> list[Tensor]:
@@ -328,8 +377,7 @@ class CovelNetwork(nn.Module):
         self.teachers = nn.ModuleDict()
         for layer in cells:
             reader = self.reader(layer.name)
-            width = reader.width if isinstance(reader, LatentReader) else layer.n_features
-            self.teachers[layer.name] = Teacher(config, width if reader else 0, layer.own_dim)
+            self.teachers[layer.name] = Teacher(config, reader, layer.n_features, layer.own_dim)
         self.students = nn.ModuleDict()
         self.projection = nn.Sequential()
         if config.contrasts:
@@ -419,7 +467,8 @@ class CovelNetwork(nn.Module):
             own = positions[self.vertices(cells.name)]
             tokens = cells.tokens(batch.observed, training=self.training)
             read = reader(own.detach() if self.config.detach_position else own, tokens)
-        return self.teachers[cells.name](read, batch.own)
+        merge = None if reader is None else reader.merge
+        return self.teachers[cells.name](read, batch.own, merge)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All but the discriminator: without decay, with decay, and attention with its own rate."""

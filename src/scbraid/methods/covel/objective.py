@@ -201,8 +201,15 @@ class CovelTask:
         seen: list[tuple[Tensor, Tensor]],
         terms: dict[str, Tensor],
     ) -> Tensor:
-        """Sum over the layers of the contrast, or the contrast of all their cells together."""
+        """Sum over the layers of the contrast, or the contrast of all their cells together.
+
+        In `terms` it is as its formula says; in the sum it is scaled as the options say.
+        """
         config = self.config
+        scales = [
+            1 / layer.n_features if config.contrast_scale == "features" else 1.0
+            for layer in self.layers
+        ]
         loss = nt_xent if config.contrast == "ntxent" else decoupled_contrast
         excluded = []
         for rows, mean in seen:
@@ -220,12 +227,13 @@ class CovelTask:
                 excluded=torch.block_diag(*excluded).bool(),
             )
             terms["contrast"] = value
-            return value
+            return value * (sum(scales) / len(scales))
         total = seen[0][1].new_zeros(())
-        for layer, (first, second), pairs in zip(self.layers, views, excluded, strict=True):
+        parts = zip(self.layers, views, excluded, scales, strict=True)
+        for layer, (first, second), pairs, scale in parts:
             value = loss(first, second, temperature=config.temperature, excluded=pairs)
             terms[f"{layer.name}_contrast"] = value
-            total = total + value
+            total = total + scale * value
         return total
 
     def _add_adversary(

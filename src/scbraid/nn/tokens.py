@@ -80,8 +80,8 @@ def with_zeros(tokens: TokenBatch, batch: CountBatch) -> TokenBatch:
     """Add as many tokens of zeros as there are places for tokens, drawn at random.
 
     Features are drawn uniformly with replacement, those that are non-zero in the cell are left out,
-    and the rest are weighted to stand for all zeros of the cell: attention over the result is a
-    consistent estimate of attention over every feature.
+    and the rest are weighted to stand for all zeros of the cell, beside the non-zero tokens that
+    are there: attention over the result is a consistent estimate of attention over every feature.
 
     Parameters
     ----------
@@ -98,6 +98,9 @@ def with_zeros(tokens: TokenBatch, batch: CountBatch) -> TokenBatch:
     zero = ~present.gather(1, feature)
     n_zeros = batch.shape[1] - present.sum(1, keepdim=True)
     each = n_zeros / zero.sum(1, keepdim=True).clamp_min(1)
+    # Where only some of the non-zero tokens are kept, zeros count less by the same share.
+    kept = (tokens.log_weight == 0).sum(1, keepdim=True)
+    each = each * kept / present.sum(1, keepdim=True).clamp_min(1)
     log_weight = torch.where(zero, each.log().to(tokens.log_weight.dtype), -torch.inf)
     return TokenBatch(
         torch.cat([tokens.feature, feature], 1),

@@ -105,7 +105,7 @@ def test_one_attention_network_for_all_layers_or_one_each(problem):
     assert own.network.reader("rna") is not own.network.reader("atac")
     assert problem(encoder="mlp").network.reader("rna") is None
     # The random directions of FAVOR+ differ between layers and blocks.
-    p = problem(encoder="performer", share_attention=False)
+    p = problem(encoder="performer", share_attention=False, depth=2)
     omegas = [
         block.attention.features.omega
         for name in ("rna", "atac")

@@ -89,3 +89,17 @@ def test_sampled_zeros_stand_for_all_zeros(counts):
         np.testing.assert_allclose(drawn[drawn > 0], expected[drawn > 0], rtol=1e-5)
     filled = counts.any(1)
     np.testing.assert_allclose(sums[filled] / 500, 1, atol=0.4)
+
+
+def test_zeros_weigh_less_beside_a_part_of_the_nonzero_tokens(counts):
+    batch = batch_of(counts)
+    torch.manual_seed(0)
+    for _ in range(20):
+        tokens = with_zeros(nonzero_tokens(batch, 2), batch)
+        weight = tokens.log_weight.exp()
+        kept, zeros = weight[:, :2].sum(1), weight[:, 2:].sum(1)
+        present = torch.from_numpy((counts > 0).sum(1))
+        drawn = (zeros > 0) & (present > 0)
+        # As many zeros to a non-zero token as the cell has.
+        expected = ((20 - present) / present)[drawn]
+        torch.testing.assert_close((zeros / kept)[drawn], expected.to(zeros.dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any, cast
 
@@ -64,7 +65,7 @@ class ConcatProjection(nn.Module):
         return F.embedding(place, positions) + self.value(value)
 
 
-class Reader(nn.Module):
+class Reader(nn.Module, abc.ABC):
     """Attention over the tokens of cells, a part of the cells at a time.
 
     Attributes
@@ -87,13 +88,13 @@ class Reader(nn.Module):
         super().__init__()
         self.merge: nn.Linear | None = None
 
+    @abc.abstractmethod
     def positions(self, features: Tensor) -> Tensor:
         """Map features (n_used, latent_dim) to what their tokens look up."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def read(self, positions: Tensor, place: Tensor, tokens: TokenBatch, n_features: int) -> Tensor:
         """Map tokens of n cells, and where each looks its position up, to (n_cells, width)."""
-        raise NotImplementedError
 
     def forward(self, features: Tensor, tokens: TokenBatch) -> Tensor:
         """Read cells.
@@ -320,7 +321,7 @@ def _cut(tokens: TokenBatch, rows: Tensor) -> TokenBatch:
 
 
 class Student(nn.Module):
-    """The branch without attention: linear layers from the input to the projection's width."""
+    """The branch without attention: hidden layers and one linear map to the embedding's width."""
 
     def __init__(self, config: CovelConfig, own_dim: int) -> None:
         super().__init__()

@@ -35,6 +35,7 @@ __all__ = [
 def methods() -> Registry[type[Method]]:
     """Return the registry of all methods: our own, then those of installed plug-ins."""
     from scbraid.methods.baselines import BASELINES
+    from scbraid.methods.covel.method import CovelMethod
     from scbraid.methods.glue.method import GlueMethod, PairedGlueMethod
     from scbraid.methods.sailerx.method import LabelSailerxMethod, SailerMethod, SailerxMethod
     from scbraid.methods.sci2cl.method import LabelledSci2clMethod, Sci2clMethod
@@ -43,6 +44,7 @@ def methods() -> Registry[type[Method]]:
     own: tuple[type[Method], ...] = (
         GlueMethod,
         PairedGlueMethod,
+        CovelMethod,
         SailerxMethod,
         SailerMethod,
         LabelSailerxMethod,

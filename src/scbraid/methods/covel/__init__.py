@@ -1,0 +1,1 @@
+"""CoVEL: comprehensive view embedding learning."""

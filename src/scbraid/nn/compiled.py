@@ -17,6 +17,7 @@ bytes for the same input.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -48,17 +49,31 @@ _LOG = tuple(
 )  # fmt: skip
 _ATANH = tuple(np.float32(2.0 / k) for k in (15, 13, 11, 9, 7, 5, 3, 1))
 
-# Fused multiply-add may be used; sums are added in the order written.
-_strict = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
-# Sums may be added in any order (that of the vector lanes, the same at every call).
-_loose = njit(
-    cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"}
-)  # fmt: skip
 
+def _compile(fastmath: set[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        try:
+            return njit(cache=True, **options)(function)
+        except RuntimeError:
+            # Neither the package's folder nor the user's cache can be written to: then every
+            # process compiles for itself, for some seconds.
+            return njit(**options)(function)
+
+    return decorate
+
+
+# Fused multiply-add may be used; sums are added in the order written.
+_strict = _compile({"contract", "nsz"})
+# Sums may be added in any order (that of the vector lanes, the same at every call).
+_loose = _compile({"contract", "nsz", "reassoc"})
+
+_intrinsic: Any = intrinsic  # whose decorated functions lose their first argument
 _I32, _F32 = ir.IntType(32), ir.FloatType()
 
 
-@intrinsic
+@_intrinsic
 def _power_of_two(typing_context: Any, rounded: Any) -> Any:
     """2^k as float32, of k + 1.5·2^23."""
 
@@ -75,7 +90,7 @@ def _exponent_bits(builder: Any, x: Any) -> Any:
     return builder.ashr(above, ir.Constant(_I32, 23))
 
 
-@intrinsic
+@_intrinsic
 def _exponent(typing_context: Any, x: Any) -> Any:
     """k of x = 2^k·f with f in [√½, √2), for normal x > 0."""
 
@@ -85,7 +100,7 @@ def _exponent(typing_context: Any, x: Any) -> Any:
     return types.float32(types.float32), generate
 
 
-@intrinsic
+@_intrinsic
 def _mantissa(typing_context: Any, x: Any) -> Any:
     """f of x = 2^k·f with f in [√½, √2), for normal x > 0."""
 
@@ -97,7 +112,7 @@ def _mantissa(typing_context: Any, x: Any) -> Any:
 
 
 @_strict
-def exp_negative(x: float) -> float:
+def exp_negative(x: Any) -> Any:
     """exp(x) for x <= 0; no less than exp(-87)."""
     x = _LEAST_EXPONENT if x < _LEAST_EXPONENT else x
     rounded = x * _LOG2_E + _ROUND
@@ -113,7 +128,7 @@ def exp_negative(x: float) -> float:
 
 
 @_strict
-def _log_normal(x: float) -> float:
+def _log_normal(x: Any) -> Any:
     """log(x) for normal x > 0; anything for other x."""
     k = _exponent(x)
     f = _mantissa(x) - _ONE
@@ -130,7 +145,7 @@ def _log_normal(x: float) -> float:
 
 
 @_strict
-def log1p_positive(x: float) -> float:
+def log1p_positive(x: Any) -> Any:
     """log(1 + x) for x >= 0; NaN for an infinite x."""
     u = _ONE + x
     # What the addition rounded away; it carries NaN, too.
@@ -138,7 +153,7 @@ def log1p_positive(x: float) -> float:
 
 
 @_strict
-def log1p_unit(x: float) -> float:
+def log1p_unit(x: Any) -> Any:
     """log(1 + x) for 0 <= x <= 1, as 2·artanh(x/(2+x))."""
     s = x / (_TWO + x)
     square = s * s
@@ -179,7 +194,7 @@ _SIN = tuple(np.float32((-1) ** k / math.factorial(2 * k + 1)) for k in (4, 3, 2
 _COS = tuple(np.float32((-1) ** k / math.factorial(2 * k)) for k in (5, 4, 3, 2, 1))
 
 
-@intrinsic
+@_intrinsic
 def _one_to_two(typing_context: Any, bits: Any) -> Any:
     """Number in [1, 2) of the upper 23 bits of 64."""
 
@@ -193,7 +208,7 @@ def _one_to_two(typing_context: Any, bits: Any) -> Any:
 
 
 @_strict
-def _random_bits(seed: np.uint64, i: np.uint64) -> np.uint64:
+def _random_bits(seed: Any, i: Any) -> Any:
     z = seed + i * _GOLDEN
     z = (z ^ (z >> _S30)) * _MIX_1
     z = (z ^ (z >> _S27)) * _MIX_2
@@ -346,9 +361,7 @@ def negative_binomial_block(
 
 
 @_strict
-def order_by_block(
-    columns: np.ndarray, width: int, order: np.ndarray, bounds: np.ndarray
-) -> None:
+def order_by_block(columns: np.ndarray, width: int, order: np.ndarray, bounds: np.ndarray) -> None:
     """Stable counting sort of entries by block of columns.
 
     Parameters
@@ -558,7 +571,7 @@ def sparse_product(
 @_loose
 def _softplus_gaussian_part(
     mean: np.ndarray, raw: np.ndarray, noise: np.ndarray, sample: np.ndarray
-) -> tuple[float, float]:
+) -> tuple[Any, Any]:
     squares, logs = _ZERO, _ZERO
     for i in range(mean.size):
         m, r, z = mean[i], raw[i], noise[i]

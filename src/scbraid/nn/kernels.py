@@ -7,6 +7,7 @@ any other precision and where numba is not installed, torch does the same mathem
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 from types import ModuleType
 
@@ -24,16 +25,18 @@ def for_tensors(*tensors: Tensor) -> ModuleType | None:
 
 def describe(device: torch.device) -> str:
     """What runs on a device in float32: ``compiled (numba VERSION)`` or ``torch``."""
-    if device.type != "cpu" or _compiled() is None:
+    if device.type != "cpu" or not _installed():
         return "torch"
-    import numba
+    return f"compiled (numba {importlib.metadata.version('numba')})"
 
-    return f"compiled (numba {numba.__version__})"
+
+def _installed() -> bool:
+    return importlib.util.find_spec("numba") is not None
 
 
 @functools.cache
 def _compiled() -> ModuleType | None:
-    if importlib.util.find_spec("numba") is None:
+    if not _installed():
         return None
     # Half a second and tens of MiB, spent where something is trained.
     from scbraid.nn import compiled

@@ -31,7 +31,12 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map any shape to itself."""
-        if not self.training or not 0 < self.p < 1 or kernels.for_tensors(x) is None:
+        # Of any precision, so that one seed has the same masks in all of them.
+        if (
+            not self.training
+            or not 0 < self.p < 1
+            or kernels.for_tensors(x.new_empty(0, dtype=torch.float32)) is None
+        ):
             return super().forward(x)
         return _CompiledDropout.apply(x, self.p)
 
@@ -50,8 +55,10 @@ class _CompiledDropout(torch.autograd.Function):
 
 
 def _drop(x: Tensor, seed: np.uint64, p: float) -> Tensor:
-    compiled = kernels.for_tensors(x)
-    assert compiled is not None  # noqa: S101 (the caller looked)
+    from scbraid.nn import compiled
+
+    if x.dtype != torch.float32:
+        return x * _drop(torch.ones(x.shape), seed, p).to(x.dtype)
     out = torch.empty(x.shape)
     compiled.dropout(x.contiguous().view(-1).numpy(), seed, p, out.view(-1).numpy())
     return out

@@ -18,6 +18,7 @@ from scbraid.methods.glue.inputs import GlueInputs
 from scbraid.methods.glue.network import Embedding, GlueNetwork, LayerData, encode
 from scbraid.methods.glue.objective import GlueTask
 from scbraid.methods.glue.stages import plan_stages
+from scbraid.nn import kernels
 from scbraid.train.engine import Schedule, TrainingRecord, TrainingRun, pick_device, train
 
 logger = logging.getLogger("scbraid")
@@ -64,7 +65,11 @@ def fit_glue(
     n_shared = count_shared_batches(inputs) if config.shared_batches else None
     layers = [LayerData(layer, where) for layer in inputs.layers]
     stages = plan_stages(len(inputs.cells), len(layers), config)
-    details: dict[str, Any] = {"schedule": dataclasses.asdict(stages), "device": str(where)}
+    details: dict[str, Any] = {
+        "schedule": dataclasses.asdict(stages),
+        "device": str(where),
+        "kernels": kernels.describe(where),
+    }
     records = []
     pretrained: GlueNetwork | None = None
     weights: list[np.ndarray] | None = None

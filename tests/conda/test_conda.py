@@ -33,6 +33,7 @@ ENVS = sorted((ROOT / "envs").glob("*.yaml"))
 INDEX_NAME = {"matplotlib-base": "matplotlib", "python-igraph": "igraph", "pytorch": "torch"}
 # Modules whose name is not that of their package, or that come along with another one.
 PACKAGE_OF = {
+    "llvmlite": "numba",
     **{"igraph": "python-igraph", "matplotlib": "matplotlib-base", "skmisc": "scikit-misc"},
     **{"torch": "pytorch", "umap": "umap-learn", "yaml": "pyyaml"},
     **{"markupsafe": "jinja2", "urllib3": "requests"},
@@ -40,11 +41,11 @@ PACKAGE_OF = {
 # Imported in functions that these scripts do not call. Metrics that are computed on request alone
 # use scikit-learn and umap-learn, those on an accelerator torch.
 NOT_CALLED = {
-    "collect.py": {"igraph", "numba", "sklearn", "torch", "umap"},
+    "collect.py": {"igraph", "llvmlite", "numba", "sklearn", "torch", "umap"},
     "evaluate.py": {"sklearn", "torch", "umap"},
-    "figure.py": {"igraph", "numba", "sklearn", "torch"},
+    "figure.py": {"igraph", "llvmlite", "numba", "sklearn", "torch"},
     "integrate.py": {"sklearn", "umap"},
-    "report.py": {"harmonypy", "igraph", "numba", "skmisc", "sklearn", "torch", "umap"},
+    "report.py": {"harmonypy", "igraph", "llvmlite", "numba", "skmisc", "sklearn", "torch", "umap"},
 }
 
 

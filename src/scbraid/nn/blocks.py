@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scbraid.nn.negative_binomial import EPS
+from scbraid.nn.random import Dropout
 
 LEAKY_SLOPE = 0.2
 
@@ -20,7 +21,7 @@ def mlp(
         layers += [nn.Linear(width, hidden_dim), nn.LeakyReLU(LEAKY_SLOPE)]
         if batch_norm:
             layers.append(nn.BatchNorm1d(hidden_dim))
-        layers.append(nn.Dropout(dropout))
+        layers.append(Dropout(dropout))
         width = hidden_dim
     return nn.Sequential(*layers), width
 

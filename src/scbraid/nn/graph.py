@@ -11,8 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scbraid.nn import kernels
 from scbraid.nn.gaussian import softplus_gaussian
 from scbraid.nn.negative_binomial import EPS
+from scbraid.nn.random import standard_normal_like
+
+# Vertices whose embeddings, of the usual width, fit the cache of one CPU core five times.
+_VERTICES_OF_BLOCK = 1024
 
 
 class SparseProduct(nn.Module):
@@ -45,11 +50,29 @@ class _SparseProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, transpose: Tensor, dense: Tensor) -> Tensor:
         ctx.transpose = transpose
-        return matrix @ dense
+        return _multiply(matrix, dense)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None, Tensor]:
-        return None, None, ctx.transpose @ grad_outputs[0].contiguous()
+        return None, None, _multiply(ctx.transpose, grad_outputs[0])
+
+
+def _multiply(matrix: Tensor, dense: Tensor) -> Tensor:
+    dense = dense.contiguous()
+    compiled = kernels.for_tensors(matrix, dense)
+    if compiled is None:
+        return matrix @ dense
+    out = dense.new_empty(matrix.shape[0], dense.shape[1])
+    compiled.sparse_product(*_csr_arrays(matrix), dense.numpy(), out.numpy())
+    return out
+
+
+def _csr_arrays(matrix: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return (
+        matrix.crow_indices().numpy(),
+        matrix.col_indices().numpy(),
+        matrix.values().numpy(),
+    )
 
 
 def _csr(
@@ -130,9 +153,83 @@ class GraphEncoder(nn.Module):
 
     def sample(self) -> tuple[Tensor, Tensor]:
         """Draw all vertices from q(v | G); return them and the KL to N(0, I), mean a vertex."""
-        hidden = self.propagate(self.table)
-        v, kl = softplus_gaussian(self.mean(hidden), self.std(hidden))
+        heads = (self.mean.weight, self.mean.bias, self.std.weight, self.std.bias)
+        if kernels.for_tensors(self.table, *heads) is not None:
+            matrix, transpose = self.propagate.matrix, self.propagate.transpose
+            v, kl = _SampledVertices.apply(matrix, transpose, self.table, *heads)
+        else:
+            hidden = self.propagate(self.table)
+            v, kl = softplus_gaussian(self.mean(hidden), self.std(hidden))
         return v, kl / len(v)
+
+
+class _SampledVertices(torch.autograd.Function):
+    """Propagation, both heads, draw and KL, by blocks of vertices that stay in the fast cache."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        matrix: Tensor,
+        transpose: Tensor,
+        table: Tensor,
+        mean_weight: Tensor,
+        mean_bias: Tensor,
+        raw_weight: Tensor,
+        raw_bias: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        from scbraid.nn import compiled
+
+        indptr, indices, values = _csr_arrays(matrix)
+        noise = standard_normal_like(table)
+        hidden, mean, raw, sample = (torch.empty_like(table) for _ in range(4))
+        blocks = [part.split(_VERTICES_OF_BLOCK) for part in (hidden, mean, raw, noise, sample)]
+        first, kl = 0, 0.0
+        for of_hidden, of_mean, of_raw, of_noise, of_sample in zip(*blocks, strict=True):
+            starts = indptr[first : first + len(of_hidden) + 1]
+            compiled.sparse_product(starts, indices, values, table.numpy(), of_hidden.numpy())
+            torch.addmm(mean_bias, of_hidden, mean_weight.T, out=of_mean)
+            torch.addmm(raw_bias, of_hidden, raw_weight.T, out=of_raw)
+            kl += compiled.softplus_gaussian(*_flat(of_mean, of_raw, of_noise, of_sample))
+            first += len(of_hidden)
+        # The draw has left the derivatives of KL and sample in place of raw and noise.
+        ctx.save_for_backward(hidden, mean, raw, noise, mean_weight, raw_weight)
+        ctx.transpose = transpose
+        return sample, table.new_tensor(kl)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, mean, of_kl, of_sample, *weights = ctx.saved_tensors
+        from scbraid.nn import compiled
+
+        grad_sample = grad_outputs[0].contiguous()
+        grad_kl = np.float32(grad_outputs[1].item())
+        grad_hidden = torch.empty_like(hidden)
+        grad_weights = [torch.zeros_like(weight) for weight in weights]
+        grad_biases = [torch.zeros_like(weight[:, 0]) for weight in weights]
+        work = hidden.new_empty(2, min(_VERTICES_OF_BLOCK, len(hidden)), hidden.shape[1])
+        tables = (hidden, grad_hidden, grad_sample, mean, of_kl, of_sample)
+        blocks = [table.split(_VERTICES_OF_BLOCK) for table in tables]
+        for of_hidden, of_grad, sampled, *left in zip(*blocks, strict=True):
+            grads = work[:, : len(of_hidden)]
+            compiled.softplus_gaussian_gradient(*_flat(sampled), grad_kl, *_flat(*left, *grads))
+            torch.mm(grads[0], weights[0], out=of_grad)
+            of_grad.addmm_(grads[1], weights[1])
+            for grad, of_weight, of_bias in zip(grads, grad_weights, grad_biases, strict=True):
+                of_weight.addmm_(grad.T, of_hidden)
+                of_bias += grad.sum(0)
+        return (
+            None,
+            None,
+            _multiply(ctx.transpose, grad_hidden),
+            grad_weights[0],
+            grad_biases[0],
+            grad_weights[1],
+            grad_biases[1],
+        )
+
+
+def _flat(*tensors: Tensor) -> list[np.ndarray]:
+    return [tensor.view(-1).numpy() for tensor in tensors]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,13 +384,23 @@ class _EdgeLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor, source: Tensor, target: Tensor, sign: Tensor) -> Tensor:
         ctx.save_for_backward(v, source, target, sign)
+        compiled = kernels.for_tensors(v)
+        if compiled is not None:
+            logits = torch.empty_like(sign)
+            compiled.edge_logits(*(part.numpy() for part in (v, source, target, sign, logits)))
+            return logits
         return torch.linalg.vecdot(v.index_select(0, source), v.index_select(0, target)) * sign
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         v, source, target, sign = ctx.saved_tensors
-        scale = (grad_outputs[0] * sign)[:, None]
         grad = torch.zeros_like(v)
+        compiled = kernels.for_tensors(v)
+        if compiled is not None:
+            parts = (v, source, target, sign, grad_outputs[0].contiguous(), grad)
+            compiled.edge_gradient(*(part.numpy() for part in parts))
+            return grad, None, None, None
+        scale = (grad_outputs[0] * sign)[:, None]
         grad.index_add_(0, source, v.index_select(0, target).mul_(scale))
         grad.index_add_(0, target, v.index_select(0, source).mul_(scale))
         return grad, None, None, None

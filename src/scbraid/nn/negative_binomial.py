@@ -7,23 +7,31 @@ For a cell with library size l, embedding u and features with weights W and bias
 
 Only the first term is needed where x = 0, so everything with a logarithm of a gamma function is
 evaluated on the non-zero entries alone. The gradient is rational in m, hence one exponential and
-one logarithm an entry are all that the forward and the backward pass cost together; both are
-computed in one sweep.
+one logarithm an entry are all that the forward and the backward pass cost together.
+
+Two implementations do this: one of torch operations, for any device and precision, and one of
+compiled loops for float32 on a CPU (`scbraid.nn.kernels` decides). Both lay the work out as
+(features, cells) and cut it into blocks of features that stay in the fast cache.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from scbraid.nn import kernels
 from scbraid.nn.counts import CountBatch
 
 EPS = 1e-7
 # Entries of a block of features: three float32 buffers of it fit the cache of one CPU core.
 _BLOCK_ENTRIES_CPU = 1 << 16
 _BLOCK_ENTRIES_GPU = 1 << 26
+# The compiled loops need one such buffer and a half.
+_BLOCK_ENTRIES_COMPILED = 1 << 17
 # log Γ(x+θ)/Γ(θ) is a sum of logarithms for small integers x; above this the gamma is cheaper.
 _MAX_RISING_TERMS = 4
 
@@ -49,11 +57,7 @@ def log_rising_factorial(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _SoftmaxNegativeBinomial(torch.autograd.Function):
-    """Sum of −log NB over entries; gradients are made in the forward sweep, then only scaled.
-
-    Work is laid out as (features, cells) and cut into blocks of features: a block stays in the
-    fast cache through all of its operations, and main memory is passed four times in all.
-    """
+    """Sum of −log NB over entries; gradients are made in the forward sweep, then only scaled."""
 
     @staticmethod
     def forward(
@@ -64,11 +68,9 @@ class _SoftmaxNegativeBinomial(torch.autograd.Function):
         theta = log_theta.exp()[:, None]
         inverse_theta = theta.reciprocal()
         library = counts.library
-        n_block = min(n_features, _block_features(u.device, n_cells))
-        blocks = [
-            slice(first, min(first + n_block, n_features))
-            for first in range(0, n_features, n_block)
-        ]
+        entries = _BLOCK_ENTRIES_CPU if u.device.type == "cpu" else _BLOCK_ENTRIES_GPU
+        blocks = _blocks(n_features, n_cells, entries)
+        n_block = blocks[0].stop
 
         # Softmax over features: logits and their maxima, exponentials and their sums.
         mu = u.new_empty(n_features, n_cells)
@@ -146,35 +148,180 @@ class _SoftmaxNegativeBinomial(torch.autograd.Function):
         return (*(grad * saved for saved in ctx.saved_tensors), None)
 
 
-def _block_features(device: torch.device, n_cells: int) -> int:
-    entries = _BLOCK_ENTRIES_CPU if device.type == "cpu" else _BLOCK_ENTRIES_GPU
-    return max(1, entries // max(n_cells, 1))
+@dataclasses.dataclass(frozen=True)
+class _Swept:
+    """What the forward pass of the compiled loops leaves for the backward pass."""
+
+    blocks: list[slice]
+    counts: CountBatch
+    shares: np.ndarray
+    factor: np.ndarray
+    row_mean: np.ndarray
+    order: np.ndarray
+    bounds: np.ndarray
+    pulls: np.ndarray
+    grad_log_theta: Tensor
+
+
+class _CompiledNegativeBinomial(torch.autograd.Function):
+    """The same with compiled loops: exponentials are kept, everything else is made twice.
+
+    A softmax needs its normalisation before anything else can be computed, and its gradient needs
+    the sum of all others, hence three sweeps: exponentials (each block relative to its own
+    maximum, corrected by a factor later); loss, its slopes and their sums; gradients.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        log_theta: Tensor,
+        counts: CountBatch,
+    ) -> Tensor:
+        from scbraid.nn import compiled
+
+        n_cells, n_features = counts.shape
+        blocks = _blocks(n_features, n_cells, _BLOCK_ENTRIES_COMPILED)
+        width = blocks[0].stop
+        theta = log_theta.exp()
+        inverse_theta, theta_array = theta.reciprocal().numpy(), theta.numpy()
+        rows, columns = counts.rows.numpy(), counts.columns.numpy()
+        values, library = counts.values.numpy(), counts.library.numpy()
+
+        exponentials = u.new_empty(n_features, n_cells)
+        shares = exponentials.numpy()
+        top = np.empty((len(blocks), n_cells), np.float32)
+        total = np.empty_like(top)
+        alpha, beta = scale.numpy(), bias.numpy()
+        products = zip(blocks, weight.split(width), exponentials.split(width), strict=True)
+        for k, (block, of_block, out) in enumerate(products):
+            torch.mm(of_block, u.T, out=out)
+            compiled.softmax_block(shares[block], alpha[block], beta[block], top[k], total[k])
+        with np.errstate(all="ignore"):  # what is not finite shows in the loss
+            relative = np.exp(top - top.max(0))
+            factor = relative * (library / (total * relative).sum(0))
+
+        order = np.empty(len(rows), np.int64)
+        bounds = np.zeros(len(blocks) + 1, np.int64)
+        compiled.order_by_block(columns, width, order, bounds)
+        logs, slopes = np.empty(n_features, np.float32), np.empty(n_features, np.float32)
+        slopes_x = np.zeros(n_features, np.float32)
+        pulls = np.empty(len(rows), np.float32)
+        scratch = np.empty((width, n_cells), np.float32)
+        row_sum = np.zeros(n_cells)
+        loss = 0.0
+        for k, block in enumerate(blocks):
+            of_block = np.zeros(n_cells, np.float32)
+            compiled.negative_binomial_block(
+                shares[block], factor[k], inverse_theta[block], logs[block], slopes[block],
+                of_block, scratch,
+            )  # fmt: skip
+            loss += compiled.nonzero_terms(
+                bounds[k], bounds[k + 1], order, rows, columns, values, shares, factor[k],
+                theta_array, slopes_x, of_block, pulls,
+            )  # fmt: skip
+            row_sum += of_block
+        with np.errstate(all="ignore"):
+            loss += float(logs.astype(np.float64) @ theta_array)
+
+        ctx.swept = _Swept(
+            blocks,
+            counts,
+            shares,
+            factor,
+            (row_sum / np.maximum(library, EPS)).astype(np.float32),
+            order,
+            bounds,
+            pulls,
+            torch.from_numpy(logs + slopes + slopes_x) * theta,
+        )
+        ctx.save_for_backward(u, weight, scale, theta)
+        return u.new_tensor(loss)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        u, weight, scale, theta = ctx.saved_tensors
+        swept: _Swept = ctx.swept
+        from scbraid.nn import compiled
+
+        upstream = np.float32(grad_outputs[0].item())
+        inverse_theta, alpha = theta.reciprocal().numpy(), scale.numpy()
+        rows, columns = swept.counts.rows.numpy(), swept.counts.columns.numpy()
+        # Transposed: the product is a third faster.
+        grad_u, grad_weight = u.new_zeros(u.shape[1], u.shape[0]), torch.empty_like(weight)
+        grad_scale, grad_bias = torch.empty_like(scale), torch.empty_like(scale)
+        arrays = [tensor.numpy() for tensor in (grad_weight, weight, grad_scale, grad_bias)]
+        width = swept.blocks[0].stop
+        work = u.new_empty(width, len(u))
+        products = zip(swept.blocks, weight.split(width), grad_weight.split(width), strict=True)
+        for k, (block, of_block, out) in enumerate(products):
+            grad = work[: len(of_block)]
+            entries = slice(swept.bounds[k], swept.bounds[k + 1])
+            of_weight, own, of_scale, of_bias = (array[block] for array in arrays)
+            compiled.negative_binomial_gradient(
+                swept.shares[block], swept.factor[k], inverse_theta[block], swept.row_mean,
+                alpha[block], upstream, swept.order[entries], rows, columns, swept.pulls[entries],
+                block.start, grad.numpy(), of_bias,
+            )  # fmt: skip
+            grad_u.addmm_(of_block.T, grad)
+            torch.mm(grad, u, out=out)
+            compiled.scale_gradient(of_weight, own, alpha[block], of_scale)
+        return (
+            grad_u.T,
+            grad_weight,
+            grad_scale,
+            grad_bias,
+            swept.grad_log_theta * grad_outputs[0],
+            None,
+        )
+
+
+def _blocks(n_features: int, n_cells: int, entries: int) -> list[slice]:
+    width = min(n_features, max(1, entries // max(n_cells, 1)))
+    return [slice(first, min(first + width, n_features)) for first in range(0, n_features, width)]
 
 
 def softmax_negative_binomial_nll(
-    u: Tensor, weight: Tensor, bias: Tensor, log_theta: Tensor, counts: CountBatch
+    u: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    log_theta: Tensor,
+    counts: CountBatch,
+    *,
+    scale: Tensor | None = None,
 ) -> Tensor:
-    """Sum over cells and features of −log NB(x; θ, l·softmax(u Wᵀ + β) + ε).
+    """Sum over cells and features of −log NB(x; θ, l·softmax(α ⊙ u Wᵀ + β) + ε).
 
     Parameters
     ----------
     u
         Cell embeddings, shape (n_rows, latent_dim).
     weight
-        Feature weights (α ⊙ v in GLUE), shape (n_features, latent_dim).
+        Feature weights (v in GLUE), shape (n_features, latent_dim).
     bias, log_theta
         Per feature, shape (n_features,).
     counts
         The observed rows; `counts.library` is l.
+    scale
+        α per feature, shape (n_features,); None for ones.
 
     Returns
     -------
     Tensor
-        Scalar; differentiable in the first four arguments.
+        Scalar; differentiable once in all tensors.
 
     Notes
     -----
     GLUE, Cao & Gao 2022, decoder of the methods section (negative binomial with the mean
     μ = l·softmax and total count θ); ε = 1e-7 is added to the mean inside the logarithm.
     """
+    if kernels.for_tensors(u, weight, bias, log_theta, counts.values) is not None:
+        scale = torch.ones_like(bias) if scale is None else scale
+        return _CompiledNegativeBinomial.apply(
+            u.contiguous(), weight.contiguous(), scale, bias, log_theta, counts
+        )
+    weight = weight if scale is None else scale[:, None] * weight
     return _SoftmaxNegativeBinomial.apply(u, weight, bias, log_theta, counts)

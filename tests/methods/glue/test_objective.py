@@ -16,6 +16,7 @@ from scbraid.methods.glue.config import GlueConfig
 from scbraid.methods.glue.inputs import GlueInputs, GlueLayer
 from scbraid.methods.glue.network import GlueNetwork, LayerData, encode
 from scbraid.methods.glue.objective import GlueTask
+from scbraid.nn import graph
 from scbraid.nn.graph import EdgeBatch, SignedGraph
 
 EPS = 1e-7
@@ -321,6 +322,7 @@ class Problem:
 def unit_noise(monkeypatch):
     """Replace standard normal noise by 1: u = mean + std, and so on."""
     monkeypatch.setattr(torch, "randn_like", torch.ones_like)
+    monkeypatch.setattr(graph, "standard_normal_like", torch.ones_like)
 
 
 CASES = {

@@ -93,11 +93,12 @@ class FeatureDecoder(nn.Module):
         return total / (n_rows * n_features)
 
     def _nll_sum(self, u: Tensor, v: Tensor, observed: CountBatch, b: int) -> Tensor:
-        weight = F.softplus(self.scale_raw[b])[:, None] * v
+        scale = F.softplus(self.scale_raw[b])
         if self.likelihood.name == "nb":
             return softmax_negative_binomial_nll(
-                u, weight, self.bias[b], self.others["log_theta"][b], observed
+                u, v, self.bias[b], self.others["log_theta"][b], observed, scale=scale
             )
+        weight = scale[:, None] * v
         location = torch.addmm(self.bias[b], u, weight.T)
         parameters = {name: values[b] for name, values in self.others.items()}
         density = self.likelihood.log_density(
@@ -353,6 +354,8 @@ class GlueNetwork(nn.Module):
             self.register_buffer(
                 f"vertices_{layer.name}", torch.from_numpy(layer.vertices), persistent=False
             )
+        every = np.concatenate([layer.vertices for layer in inputs.layers])
+        self._in_order = np.array_equal(every, np.arange(inputs.graph.n_vertices))
 
     def decoder(self, layer: str) -> FeatureDecoder:
         """Return the decoder of a layer."""
@@ -361,6 +364,15 @@ class GlueNetwork(nn.Module):
     def vertices(self, layer: str) -> Tensor:
         """Positions of a layer's features among the vertices."""
         return self.get_buffer(f"vertices_{layer}")
+
+    def split_features(self, v: Tensor) -> dict[str, Tensor]:
+        """Rows of the vertex embeddings `v`, by layer."""
+        vertices = {name: self.vertices(name) for name in self.decoders}
+        if self._in_order:
+            # Views, whose gradients are joined in one pass.
+            parts = v.split([len(own) for own in vertices.values()])
+            return dict(zip(vertices, parts, strict=True))
+        return {name: v[own] for name, own in vertices.items()}
 
     def generator_parameters(self) -> list[nn.Parameter]:
         """Everything but the discriminator."""

@@ -16,6 +16,7 @@ from scbraid.methods.glue.network import GlueNetwork, LayerData
 from scbraid.nn.blocks import gaussian_kl
 from scbraid.nn.counts import CountBatch
 from scbraid.nn.graph import EdgeBatch, EdgeSampler, edge_nll
+from scbraid.nn.rmsprop import RMSprop
 from scbraid.train.sampling import (
     WINDOW_ROWS,
     BlockSampler,
@@ -203,12 +204,8 @@ class GlueTask:
         )
         self._edge_stream: Iterator[EdgeBatch] = iter(())
         torch.manual_seed(seed)
-        self._generator = torch.optim.RMSprop(
-            network.generator_parameters(), lr=config.learning_rate
-        )
-        self._adversary = torch.optim.RMSprop(
-            network.discriminator.parameters(), lr=config.learning_rate
-        )
+        self._generator = RMSprop(network.generator_parameters(), lr=config.learning_rate)
+        self._adversary = RMSprop(network.discriminator.parameters(), lr=config.learning_rate)
         self.optimizers: list[torch.optim.Optimizer] = [self._generator, self._adversary]
 
     # -- what the engine calls -------------------------------------------------------------
@@ -272,6 +269,7 @@ class GlueTask:
         """All loss terms; `vae` is monitored, `total` is minimised by the generator."""
         config = self.config
         v, vertex_kl = features
+        own = self.network.split_features(v)
         terms: dict[str, Tensor] = {}
         data_term = v.new_zeros(())
         seen, samples = [], []
@@ -280,7 +278,7 @@ class GlueTask:
             u = mean + std * torch.randn_like(std)
             seen.append(self._visible(mean, std))
             samples.append(u)
-            nll = self._nll(layer, u, v)
+            nll = self._nll(layer, u, own)
             kl = gaussian_kl(mean, std).mean() / layer.observed.shape[1]
             terms[f"{layer.data.name}_nll"] = nll
             terms[f"{layer.data.name}_kl"] = kl
@@ -292,7 +290,7 @@ class GlueTask:
         vae = config.lam_data * data_term
         vae = vae + config.lam_graph * len(batch) * (graph_nll + config.lam_kl * graph_kl)
         if self.paired:
-            paired = self._paired_terms(batch, samples, v)
+            paired = self._paired_terms(batch, samples, own)
             terms.update(paired)
             vae = (
                 vae
@@ -305,9 +303,9 @@ class GlueTask:
         terms["total"] = vae - config.lam_align * terms["discriminator"]
         return terms
 
-    def _nll(self, layer: _LayerBatch, u: Tensor, v: Tensor) -> Tensor:
-        own = v[self.network.vertices(layer.data.name)]
-        return self.network.decoder(layer.data.name).nll(u, own, layer.observed, layer.batch)
+    def _nll(self, layer: _LayerBatch, u: Tensor, features: dict[str, Tensor]) -> Tensor:
+        name = layer.data.name
+        return self.network.decoder(name).nll(u, features[name], layer.observed, layer.batch)
 
     def _discriminate(self, batch: list[_LayerBatch], seen: list[Tensor], tau: float) -> Tensor:
         """Weighted cross-entropy of guessing the layer, mean over all cells of the step."""
@@ -333,26 +331,26 @@ class GlueTask:
         return losses.mean()
 
     def _paired_terms(
-        self, batch: list[_LayerBatch], samples: list[Tensor], v: Tensor
+        self, batch: list[_LayerBatch], samples: list[Tensor], features: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Terms of the paired variant: cells present in several layers tie their embeddings."""
         present = torch.stack([layer.drawn for layer in batch])
         stacked = torch.stack(samples)
-        share = present.to(v.dtype) / present.sum(0).clamp_min(1)
+        share = present.to(stacked.dtype) / present.sum(0).clamp_min(1)
         center = (share[:, :, None] * stacked).sum(0)
-        joint = real = cosine = v.new_zeros(())
+        joint = real = cosine = stacked.new_zeros(())
         for k, layer in enumerate(batch):
             keep = present[k].nonzero()[:, 0]
             if not len(keep):
                 continue
             part = layer.take(keep)
-            joint = joint + self._nll(part, center[keep], v)
+            joint = joint + self._nll(part, center[keep], features)
             distance = 1 - F.cosine_similarity(samples[k][keep], center[keep], dim=1)
             cosine = cosine + distance.mean()
             for other in range(len(batch)):
                 both = (present[k] & present[other]).nonzero()[:, 0]
                 if other != k and len(both):
-                    real = real + self._nll(layer.take(both), samples[other][both], v)
+                    real = real + self._nll(layer.take(both), samples[other][both], features)
         return {"joint_cross": joint, "real_cross": real, "cosine": cosine}
 
     # -- sampling --------------------------------------------------------------------------

@@ -167,6 +167,7 @@ class _SampledVertices(torch.autograd.Function):
     """Propagation, both heads, draw and KL, by blocks of vertices that stay in the fast cache."""
 
     @staticmethod
+    @kernels.one_thread()
     def forward(
         ctx: Any,
         matrix: Tensor,
@@ -197,6 +198,7 @@ class _SampledVertices(torch.autograd.Function):
         return sample, table.new_tensor(kl)
 
     @staticmethod
+    @kernels.one_thread()
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         hidden, mean, of_kl, of_sample, *weights = ctx.saved_tensors
         from scbraid.nn import compiled

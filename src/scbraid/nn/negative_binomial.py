@@ -172,6 +172,7 @@ class _CompiledNegativeBinomial(torch.autograd.Function):
     """
 
     @staticmethod
+    @kernels.one_thread()
     def forward(
         ctx: Any,
         u: Tensor,
@@ -242,6 +243,7 @@ class _CompiledNegativeBinomial(torch.autograd.Function):
         return u.new_tensor(loss)
 
     @staticmethod
+    @kernels.one_thread()
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         u, weight, scale, theta = ctx.saved_tensors
         swept: _Swept = ctx.swept

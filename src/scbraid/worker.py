@@ -116,8 +116,7 @@ def run_key(request: RunRequest, method: type[Method], config: MethodConfig) -> 
 
     Limits are not in it: a run that hit one can go on under a larger one.
     """
-    from scbraid.nn import kernels
-    from scbraid.train.devices import pick_device
+    from scbraid.train.devices import describe_kernels, pick_device
 
     files = {"input": request.input, "guidance": request.guidance, "truth": request.truth}
     return {
@@ -126,7 +125,7 @@ def run_key(request: RunRequest, method: type[Method], config: MethodConfig) -> 
         "seed": request.seed,
         "device": str(pick_device(request.device)),
         "threads": request.threads,
-        "kernels": kernels.describe(pick_device(request.device)),
+        "kernels": describe_kernels(pick_device(request.device)),
         **{name: file and _digest(Path(file)) for name, file in files.items()},
         "code": code_digest(
             # That of a plug-in is a file of its own; our methods are modules of the package.

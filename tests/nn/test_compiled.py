@@ -18,6 +18,8 @@ from scbraid.nn.graph import EdgeBatch, GraphEncoder, SignedGraph, edge_nll
 from scbraid.nn.negative_binomial import softmax_negative_binomial_nll
 from scbraid.nn.random import Dropout, standard_normal_like
 from scbraid.nn.rmsprop import RMSprop
+from scbraid.train import devices
+from scbraid.train.devices import describe_kernels
 
 CPU = torch.device("cpu")
 NAMES = ("u", "weight", "bias", "log_theta", "scale")
@@ -367,7 +369,7 @@ def test_compiled_loops_are_for_single_precision_on_a_cpu(monkeypatch):
     assert kernels.for_tensors(torch.zeros(2)) is compiled
     assert kernels.for_tensors(torch.zeros(2), torch.zeros(2, dtype=torch.float64)) is None
     assert kernels.for_tensors(torch.zeros(2, device="meta")) is None
-    assert kernels.describe(CPU).startswith("compiled (numba ")
-    assert kernels.describe(torch.device("cuda")) == "torch"
-    monkeypatch.setattr(kernels, "_installed", lambda: False)
-    assert kernels.describe(CPU) == "torch"
+    assert describe_kernels(CPU).startswith("compiled (numba ")
+    assert describe_kernels(torch.device("cuda")) == "torch"
+    monkeypatch.setattr(devices, "has_numba", lambda: False)
+    assert describe_kernels(CPU) == "torch"

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
-import importlib.util
 from collections.abc import Iterator
 from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from scbraid.train.devices import has_numba
 
 
 def for_tensors(*tensors: Tensor) -> ModuleType | None:
@@ -43,20 +43,9 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(n_threads)
 
 
-def describe(device: torch.device) -> str:
-    """What runs on a device in float32: ``compiled (numba VERSION)`` or ``torch``."""
-    if device.type != "cpu" or not _installed():
-        return "torch"
-    return f"compiled (numba {importlib.metadata.version('numba')})"
-
-
-def _installed() -> bool:
-    return importlib.util.find_spec("numba") is not None
-
-
 @functools.cache
 def _compiled() -> ModuleType | None:
-    if not _installed():
+    if not has_numba():
         return None
     # Half a second and tens of MiB, spent where something is trained.
     from scbraid.nn import compiled

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -36,3 +38,15 @@ def pick_device(name: str) -> torch.device:
         )
         raise ConfigError(msg)
     return device
+
+
+def has_numba() -> bool:
+    """Whether numba is installed, which compiles the loops of `scbraid.nn.compiled`."""
+    return importlib.util.find_spec("numba") is not None
+
+
+def describe_kernels(device: torch.device) -> str:
+    """What heavy terms run on in float32: ``compiled (numba VERSION)`` or ``torch``."""
+    if device.type != "cpu" or not has_numba():
+        return "torch"
+    return f"compiled (numba {importlib.metadata.version('numba')})"

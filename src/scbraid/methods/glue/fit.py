@@ -21,7 +21,7 @@ from scbraid.methods.glue.metacells import assign_metacells, combine
 from scbraid.methods.glue.network import Embedding, GlueNetwork, LayerData, encode
 from scbraid.methods.glue.objective import GlueTask
 from scbraid.methods.glue.stages import plan_cells_stage, plan_stages
-from scbraid.nn import kernels
+from scbraid.train.devices import describe_kernels
 from scbraid.train.engine import Schedule, TrainingRecord, TrainingRun, pick_device, train
 
 logger = logging.getLogger("scbraid")
@@ -96,7 +96,7 @@ def fit_glue(
         "schedule": dataclasses.asdict(stages),
         "device": str(where),
         "storage": inputs.storage,
-        "kernels": kernels.describe(where),
+        "kernels": describe_kernels(where),
     }
     records = []
     trained: GlueNetwork | None = None

@@ -27,7 +27,7 @@ from scbraid.methods.glue.network import Embedding, GlueNetwork, LayerData, enco
 from scbraid.registry import near_miss
 from scbraid.sources import code_digest
 from scbraid.train import CHECKPOINT_EVERY_S
-from scbraid.train.devices import pick_device
+from scbraid.train.devices import describe_kernels, pick_device
 from scbraid.train.run import TrainingRun
 
 if TYPE_CHECKING:
@@ -272,10 +272,12 @@ class Glue:
 
     def _run_key(self) -> dict[str, Any]:
         """What decides every bit of a training, for its checkpoint."""
+        where = pick_device(self.device)
         return {
             "config": self.config.as_dict(),
             "seed": self.seed,
-            "device": str(pick_device(self.device)),
+            "device": str(where),
+            "kernels": describe_kernels(where),
             "threads": torch.get_num_threads(),
             "paired": self.paired,
             "input": self._inputs.digest(),

@@ -132,14 +132,7 @@ def fit_covel(
 
             balance = Balance(**run.once("balance", balance_cells))
             weights = balance.weights
-            details["balance"] = {
-                name: {
-                    "clusters": balance.n_clusters[k],
-                    "share_unmatched": round(float((weights[k] == 0).mean()), 4),
-                    "largest_weight": round(float(weights[k].max()), 3),
-                }
-                for k, name in enumerate(inputs.names)
-            }
+            details["balance"] = balance.summary(inputs.names)
         network = run_stage("fine-tune", stages.last, stages.burnin, seed + 1)
     else:
         network = run_stage("fit", stages.last, math.inf, seed)

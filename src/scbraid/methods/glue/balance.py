@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -22,6 +22,17 @@ class Balance:
     weights: list[np.ndarray]
     n_clusters: list[int]
     member_weights: list[np.ndarray]
+
+    def summary(self, names: Iterable[str]) -> dict[str, dict[str, float]]:
+        """Clusters, share of rows without a partner and largest weight, by layer name."""
+        return {
+            name: {
+                "clusters": n_clusters,
+                "share_unmatched": round(float((weights == 0).mean()), 4),
+                "largest_weight": round(float(weights.max()), 3),
+            }
+            for name, n_clusters, weights in zip(names, self.n_clusters, self.weights, strict=True)
+        }
 
 
 def balancing_weights(

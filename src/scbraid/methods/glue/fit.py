@@ -149,14 +149,7 @@ def fit_glue(
             )
             balance = Balance(**run.once("balance", lambda: dataclasses.asdict(estimate())))
             weights = balance.weights
-            details["balance"] = {
-                layer.name: {
-                    "clusters": balance.n_clusters[k],
-                    "share_unmatched": round(float((weights[k] == 0).mean()), 4),
-                    "largest_weight": round(float(weights[k].max()), 3),
-                }
-                for k, layer in enumerate(first.layers)
-            }
+            details["balance"] = balance.summary(first.names)
     falling_noise = functools.partial(_noise_level, stages.burnin)
     offset = config.fine_tune_seed_offset
     trained = run_stage("fine-tune", stages.fine_tune, falling_noise, seed + offset)

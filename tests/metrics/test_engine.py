@@ -10,6 +10,7 @@ from scipy.spatial.distance import cdist
 
 from scbraid.metrics import (
     Inputs,
+    _kernels,
     foscttm,
     foscttm_estimate,
     jaccard_overlaps,
@@ -113,6 +114,49 @@ def test_consumers_share_a_pass(cloud):
     assert codes.max() == 4
 
 
+@pytest.mark.parametrize("n_columns", [1, 63, 64, 65, 200])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_collectors_keep_the_smallest_of_rows_and_columns(n_columns, dtype, mirrored):
+    # Few values, so that there are ties; some pairs are no pair.
+    rng = np.random.default_rng(n_columns)
+    tile = (rng.integers(40, size=(90, n_columns)) / 8).astype(dtype)
+    tile[rng.random(tile.shape) < 0.02] = np.inf
+    marks = [rng.integers(3, size=(n, 2)).astype(np.int32) for n in tile.shape]
+    names = [rng.permutation(n) + 1000 for n in tile.shape]
+    largest, k = np.finfo(np.float32).max, 10
+    near, deep = [], []
+    for n in tile.shape:
+        scan = np.full(n, largest, np.float32)
+        limits = (scan.view(np.uint32).astype(np.uint64) << np.uint64(32)) | np.uint64(0xFFFFFFFF)
+        near.append([np.empty((n, 14), np.uint64), np.zeros(n, np.int32), limits, scan.copy()])
+        deep.append([np.empty((n, 14), np.uint32), np.zeros(n, np.int32), scan.copy()])
+    _kernels.collect_near(tile, mirrored, names[0], *near[0], names[1], *near[1], k)
+    _kernels.collect_deep(tile, mirrored, marks[0], *deep[0], marks[1], *deep[1], k)
+    for side, values in enumerate((tile, tile.T)):
+        other = 1 - side
+        for i, row in enumerate(values):
+            seen = np.flatnonzero(np.isfinite(row)) if side == 0 or mirrored else np.array([], int)
+            order = seen[np.lexsort((names[other][seen], row[seen]))][:k]
+            keys, count = near[side][0][i], near[side][1][i]
+            found = np.sort(keys[:count])[:k]
+            np.testing.assert_array_equal(found & np.uint64(0xFFFFFFFF), names[other][order])
+            distances = (found >> np.uint64(32)).astype(np.uint32).view(np.float32)
+            np.testing.assert_array_equal(distances, row[order])
+            entries = np.sort(deep[side][0][i, : deep[side][1][i]])[:k]
+            np.testing.assert_array_equal((entries & ~np.uint32(3)).view(np.float32), row[order])
+            # Below the last distance, which ties may share, the marks are those of the nearest.
+            same = marks[side][i] == marks[other][seen]
+            flags = (same[:, 0] + 2 * same[:, 1]).astype(np.uint32)
+            expected = np.sort(
+                (row[seen].astype(np.float32).view(np.uint32) & ~np.uint32(3)) | flags
+            )
+            sure = expected[: len(entries)] & ~np.uint32(3) < (
+                entries[-1:].max(initial=0) & ~np.uint32(3)
+            )
+            np.testing.assert_array_equal(entries[sure], expected[: len(entries)][sure])
+
+
 # ---- neighbour conservation
 
 
@@ -202,7 +246,7 @@ def test_foscttm_within_batches():
 def test_large_embeddings_are_scored_on_drawn_cells(cloud, monkeypatch):
     X, labels, layers = cloud(n=2000)
     layers[:] = np.tile(["rna", "atac"], 1000)
-    batches = np.random.default_rng(0).integers(2, size=2000)
+    batches = np.where(labels == "type 4", 0, np.random.default_rng(0).integers(2, size=2000))
     parts = {name: layers == name for name in ("rna", "atac")}
     inputs = Inputs(
         {name: X[part] for name, part in parts.items()},
@@ -226,6 +270,11 @@ def test_large_embeddings_are_scored_on_drawn_cells(cloud, monkeypatch):
         "transfer_accuracy",
         "transfer_accuracy_reverse",
         "transfer_accuracy_decided",
+        "isolated_label_asw",
+        "omics_kbet",
+        "kbet_label",
+        "omics_kbet_label",
+        "foscttm_batch",
     ]
     exact = {one.metric: one for one in score(inputs, [*names, "graph_connectivity"])}
     for module in ("workspace", "foscttm"):
@@ -243,6 +292,9 @@ def test_large_embeddings_are_scored_on_drawn_cells(cloud, monkeypatch):
         assert one.standard_error > 0, one
         assert abs(one.value - exact[one.metric].value) < 5 * one.standard_error, one
         assert exact[one.metric].standard_error is None
+    (umap,) = score(inputs, ["nmi_umap"])
+    assert umap.status == "not_applicable"
+    assert "five UMAPs of more than" in umap.reason
     for one in score(inputs, ["foscttm", "graph_connectivity"], device="cpu"):
         assert one.value == pytest.approx(
             exact[one.metric].value, abs=5 * (one.standard_error or 0.0) + 1e-12

@@ -15,12 +15,18 @@ import numpy as np
 
 try:
     import numba
+    from llvmlite import ir
+    from numba import types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
 except ImportError as error:  # pragma: no cover - depends on the environment
     msg = "metrics over pairs of cells need numba; install scbraid[workflow] (or numba)"
     raise ImportError(msg) from error
 
 _RELAXED = {"reassoc", "contract", "nsz", "arcp"}
-_WORD = 8  # bytes of a mask that are looked at together
+_WORD = 64  # comparisons made at once
+_ONE = np.uint64(1)
+_HALF = np.uint64(32)  # bits of a key that are its name
 _FLAGS = np.uint32(3)
 
 
@@ -32,6 +38,11 @@ def compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
     except RuntimeError:
         # No folder to write to: compile in every process.
         return numba.njit(**options)(loop)
+
+
+def instructions(write: Callable[..., Any]) -> Callable[..., Any]:
+    """Let compiled loops call a function that writes its instructions itself."""
+    return intrinsic(write)
 
 
 @compiled
@@ -156,158 +167,81 @@ def _number(bits: np.uint32) -> np.float32:
     return np.uint32(bits).view(np.float32)
 
 
-# Small loops that are compiled by themselves run sixteen values at a time; within a loop that
-# writes to many arrays they would not. None of them has a branch that cannot be foreseen: a wrong
-# guess of the processor costs more than all that is done with a value.
+# Sixty-four comparisons are made at once and become the bits of one number, so that the few values
+# that a list wants are found without a look at the others. What is done with each of them stands
+# in the collectors themselves: to hand an array to a function counts references to it, which
+# costs more than to put a value on a list.
 
 
-@compiled
-def _places_of(mask: np.ndarray, words: np.ndarray, places: np.ndarray) -> int:
-    """Write down where a mask is set; eight bytes that are all 0 are skipped."""
-    n_places = 0
-    for word in range(len(words)):
-        if words[word] != 0:
-            for j in range(word * _WORD, (word + 1) * _WORD):
-                places[n_places] = j
-                n_places += mask[j]
-    return n_places
+@instructions
+def _within(typing: Any, tile: Any, i: Any, first: Any, limit: Any) -> Any:
+    """Mark, of the up to 64 columns of row `i` from `first` on, those that are within a limit.
+
+    `limit` is one number, or an array that holds a limit for every column. Bit 0 of the result
+    stands for column `first`.
+    """
+    each = isinstance(limit, types.Array)
+    if tile.layout != "C" or tile.ndim != 2 or (each and (limit.layout != "C" or limit.ndim != 1)):
+        msg = "tiles and limits are contiguous"
+        raise TypeError(msg)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(tile)(context, builder, arguments[0])
+        n_columns = cgutils.unpack_tuple(builder, array.shape)[1]
+        row, column = arguments[1:3]
+        place = builder.gep(array.data, [builder.add(builder.mul(row, n_columns), column)])
+        limits = None
+        if each:
+            others = context.make_array(limit)(context, builder, arguments[3]).data
+            limits = builder.gep(others, [column])
+        left = builder.sub(n_columns, column)
+        bits = cgutils.alloca_once_value(builder, ir.Constant(ir.IntType(_WORD), 0))
+        whole = builder.icmp_signed(">=", left, ir.Constant(left.type, _WORD))
+        with builder.if_else(whole, likely=True) as (all_of_them, some_of_them):
+            with all_of_them:
+                values = _load(builder, place, tile, _WORD)
+                if limits is None:
+                    width = ir.VectorType(ir.IntType(32), _WORD)
+                    nothing = ir.Constant(values.type, ir.Undefined)
+                    zero = ir.Constant(ir.IntType(32), 0)
+                    one = builder.insert_element(nothing, arguments[3], zero)
+                    bound = builder.shuffle_vector(one, nothing, ir.Constant(width, [0] * _WORD))
+                else:
+                    bound = _load(builder, limits, limit, _WORD)
+                    if bound.type != values.type:
+                        bound = builder.fpext(bound, values.type)
+                marks = builder.fcmp_ordered("<=", values, bound)
+                builder.store(builder.bitcast(marks, ir.IntType(_WORD)), bits)
+            with some_of_them, cgutils.for_range(builder, left) as loop:
+                value = builder.load(builder.gep(place, [loop.index]))
+                bound = arguments[3]
+                if limits is not None:
+                    bound = builder.load(builder.gep(limits, [loop.index]))
+                    if bound.type != value.type:
+                        bound = builder.fpext(bound, value.type)
+                mark = builder.zext(builder.fcmp_ordered("<=", value, bound), ir.IntType(_WORD))
+                mark = builder.shl(mark, loop.index)
+                builder.store(builder.or_(builder.load(bits), mark), bits)
+        return builder.load(bits)
+
+    return types.uint64(tile, types.intp, types.intp, limit if each else tile.dtype), generate
 
 
-@compiled
-def _mark(values: np.ndarray, limit: float, mask: np.ndarray) -> None:
-    for j in range(len(values)):
-        mask[j] = 1 if values[j] <= limit else 0
+def _load(builder: Any, place: Any, kind: Any, n_values: int) -> Any:
+    """Load neighbouring values of an array at once."""
+    lanes = ir.VectorType(place.type.pointee, n_values)
+    address = builder.bitcast(place, lanes.as_pointer())
+    return builder.load(address, align=kind.dtype.bitwidth // 8)
 
 
-@compiled
-def _mark_columns(values: np.ndarray, limits: np.ndarray, mask: np.ndarray) -> None:
-    for j in range(len(values)):
-        mask[j] = 1 if values[j] <= limits[j] else 0
+@instructions
+def _lowest(typing: Any, bits: Any) -> Any:
+    """Place of the lowest bit that is set; one must be."""
 
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
-@compiled
-def _mark_both(mask: np.ndarray, other: np.ndarray, both: np.ndarray) -> None:
-    for j in range(len(mask)):
-        both[j] = mask[j] & other[j]
-
-
-@compiled
-def _put_near(
-    values: np.ndarray,
-    places: np.ndarray,
-    n_places: int,
-    names: np.ndarray,
-    keys: np.ndarray,
-    counts: np.ndarray,
-    limits: np.ndarray,
-    scan: np.ndarray,
-    i: int,
-    k: int,
-) -> None:
-    """Put (distance, name) of some columns on the list of row `i`; shorten it when it is full."""
-    mine, n_keys, limit = keys[i], counts[i], limits[i]
-    for a in range(n_places):
-        j = places[a]
-        key = (np.uint64(_bits(values[j])) << np.uint64(32)) | np.uint64(names[j])
-        if key <= limit:
-            mine[n_keys] = key
-            n_keys += 1
-            if n_keys == len(mine):
-                select_smallest(mine, n_keys, k)
-                n_keys = k
-                limit = mine[k - 1]
-    counts[i], limits[i] = n_keys, limit
-    scan[i] = _number(np.uint32(limit >> np.uint64(32)))
-
-
-@compiled
-def _put_near_columns(
-    values: np.ndarray,
-    places: np.ndarray,
-    n_places: int,
-    name: int,
-    keys: np.ndarray,
-    counts: np.ndarray,
-    limits: np.ndarray,
-    scan: np.ndarray,
-    k: int,
-) -> None:
-    """Put (distance, name) of one row on the lists of some columns."""
-    for a in range(n_places):
-        j = places[a]
-        key = (np.uint64(_bits(values[j])) << np.uint64(32)) | np.uint64(name)
-        if key <= limits[j]:
-            n_keys = counts[j]
-            keys[j, n_keys] = key
-            n_keys += 1
-            if n_keys == keys.shape[1]:
-                select_smallest(keys[j], n_keys, k)
-                n_keys = k
-                limits[j] = keys[j, k - 1]
-                scan[j] = _number(np.uint32(limits[j] >> np.uint64(32)))
-            counts[j] = n_keys
-
-
-@compiled
-def _below(bits: np.uint32) -> np.float32:
-    """The largest number below that of some bits; nothing is below 0."""
-    return _number(np.uint32(bits - np.uint32(1))) if bits > 0 else np.float32(-1.0)
-
-
-@compiled
-def _put_deep(
-    values: np.ndarray,
-    places: np.ndarray,
-    n_places: int,
-    mark: np.ndarray,
-    marks: np.ndarray,
-    keys: np.ndarray,
-    counts: np.ndarray,
-    scan: np.ndarray,
-    i: int,
-    k: int,
-) -> None:
-    """Put (distance, equal marks) of some columns on the list of row `i`."""
-    mine, n_keys = keys[i], counts[i]
-    first, second = mark[0], mark[1]
-    for a in range(n_places):
-        j = places[a]
-        flags = np.uint32(marks[j, 0] == first) | (np.uint32(marks[j, 1] == second) << np.uint32(1))
-        mine[n_keys] = (_bits(values[j]) & ~_FLAGS) | flags
-        n_keys += 1
-        if n_keys == len(mine):
-            select_smallest(mine, n_keys, k)
-            n_keys = k
-            # Equal distances beyond the k-th are of no use.
-            scan[i] = _below(np.uint32(mine[k - 1] & ~_FLAGS))
-    counts[i] = n_keys
-
-
-@compiled
-def _put_deep_columns(
-    values: np.ndarray,
-    places: np.ndarray,
-    n_places: int,
-    mark: np.ndarray,
-    marks: np.ndarray,
-    keys: np.ndarray,
-    counts: np.ndarray,
-    scan: np.ndarray,
-    k: int,
-) -> None:
-    """Put (distance, equal marks) of one row on the lists of some columns."""
-    first, second = mark[0], mark[1]
-    for a in range(n_places):
-        j = places[a]
-        flags = np.uint32(marks[j, 0] == first) | (np.uint32(marks[j, 1] == second) << np.uint32(1))
-        n_keys = counts[j]
-        keys[j, n_keys] = (_bits(values[j]) & ~_FLAGS) | flags
-        n_keys += 1
-        if n_keys == keys.shape[1]:
-            select_smallest(keys[j], n_keys, k)
-            n_keys = k
-            scan[j] = _below(np.uint32(keys[j, k - 1] & ~_FLAGS))
-        counts[j] = n_keys
+    return types.intp(types.uint64), generate
 
 
 @compiled
@@ -326,27 +260,54 @@ def collect_near(
     column_scan: np.ndarray,
     k: int,
 ) -> None:
-    """Offer the small values of a tile, with names, to the lists of rows and, mirrored, columns."""
-    mask = np.zeros((tile.shape[1] + _WORD - 1) // _WORD * _WORD, np.uint8)
-    words = mask.view(np.uint64)
-    places = np.empty(len(mask) + 1, np.int64)
-    for i in range(tile.shape[0]):
-        values = tile[i]
-        _mark(values, row_scan[i], mask)
-        n_places = _places_of(mask, words, places)
-        if n_places > 0:
-            _put_near(
-                values, places, n_places, column_names, row_keys, row_counts, row_limits, row_scan,
-                i, k,
-            )  # fmt: skip
-        if mirrored:
-            _mark_columns(values, column_scan, mask)
-            n_places = _places_of(mask, words, places)
-            if n_places > 0:
-                _put_near_columns(
-                    values, places, n_places, row_names[i], column_keys, column_counts,
-                    column_limits, column_scan, k,
-                )  # fmt: skip
+    """Offer the small values of a tile, with names, to the lists of rows and, mirrored, columns.
+
+    A list holds (distance, name); a full one is shortened to its `k` smallest.
+    """
+    n_rows, n_columns = tile.shape
+    for i in range(n_rows):
+        scan, limit, n_keys = row_scan[i], row_limits[i], row_counts[i]
+        for first in range(0, n_columns, _WORD):
+            bits = _within(tile, i, first, scan)
+            while bits != 0:
+                j = first + _lowest(bits)
+                bits &= bits - _ONE
+                key = (np.uint64(_bits(tile[i, j])) << _HALF) | np.uint64(column_names[j])
+                if key <= limit:
+                    row_keys[i, n_keys] = key
+                    n_keys += 1
+                    if n_keys == row_keys.shape[1]:
+                        select_smallest(row_keys[i], n_keys, k)
+                        n_keys = k
+                        limit = row_keys[i, k - 1]
+        row_counts[i], row_limits[i] = n_keys, limit
+        row_scan[i] = _number(np.uint32(limit >> _HALF))
+        if not mirrored:
+            continue
+        name = np.uint64(row_names[i])
+        for first in range(0, n_columns, _WORD):
+            bits = _within(tile, i, first, column_scan)
+            while bits != 0:
+                j = first + _lowest(bits)
+                bits &= bits - _ONE
+                key = (np.uint64(_bits(tile[i, j])) << _HALF) | name
+                if key <= column_limits[j]:
+                    n_keys = column_counts[j]
+                    column_keys[j, n_keys] = key
+                    n_keys += 1
+                    if n_keys == column_keys.shape[1]:
+                        select_smallest(column_keys[j], n_keys, k)
+                        n_keys = k
+                        limit = column_keys[j, k - 1]
+                        column_limits[j] = limit
+                        column_scan[j] = _number(np.uint32(limit >> _HALF))
+                    column_counts[j] = n_keys
+
+
+@compiled
+def _below(bits: np.uint32) -> np.float32:
+    """The largest number below that of some bits; nothing is below 0."""
+    return _number(np.uint32(bits - np.uint32(1))) if bits > 0 else np.float32(-1.0)
 
 
 @compiled
@@ -363,27 +324,46 @@ def collect_deep(
     column_scan: np.ndarray,
     k: int,
 ) -> None:
-    """Offer the small values of a tile, with marks, to the lists of rows and, mirrored, columns."""
-    mask = np.zeros((tile.shape[1] + _WORD - 1) // _WORD * _WORD, np.uint8)
-    words = mask.view(np.uint64)
-    places = np.empty(len(mask) + 1, np.int64)
-    for i in range(tile.shape[0]):
-        values = tile[i]
-        _mark(values, row_scan[i], mask)
-        n_places = _places_of(mask, words, places)
-        if n_places > 0:
-            _put_deep(
-                values, places, n_places, row_marks[i], column_marks, row_keys, row_counts,
-                row_scan, i, k,
-            )  # fmt: skip
-        if mirrored:
-            _mark_columns(values, column_scan, mask)
-            n_places = _places_of(mask, words, places)
-            if n_places > 0:
-                _put_deep_columns(
-                    values, places, n_places, row_marks[i], column_marks, column_keys,
-                    column_counts, column_scan, k,
-                )  # fmt: skip
+    """Offer the small values of a tile, with marks, to the lists of rows and, mirrored, columns.
+
+    A list holds (distance, which of both marks are equal); a full one is shortened to its `k`
+    smallest, and equal distances beyond the k-th are of no use to it any more.
+    """
+    n_rows, n_columns = tile.shape
+    for i in range(n_rows):
+        one, two = row_marks[i, 0], row_marks[i, 1]
+        scan, n_keys = row_scan[i], row_counts[i]
+        for first in range(0, n_columns, _WORD):
+            bits = _within(tile, i, first, scan)
+            while bits != 0:
+                j = first + _lowest(bits)
+                bits &= bits - _ONE
+                flags = np.uint32(column_marks[j, 0] == one)
+                flags |= np.uint32(column_marks[j, 1] == two) << np.uint32(1)
+                row_keys[i, n_keys] = (_bits(tile[i, j]) & ~_FLAGS) | flags
+                n_keys += 1
+                if n_keys == row_keys.shape[1]:
+                    select_smallest(row_keys[i], n_keys, k)
+                    n_keys = k
+                    row_scan[i] = _below(np.uint32(row_keys[i, k - 1] & ~_FLAGS))
+        row_counts[i] = n_keys
+        if not mirrored:
+            continue
+        for first in range(0, n_columns, _WORD):
+            bits = _within(tile, i, first, column_scan)
+            while bits != 0:
+                j = first + _lowest(bits)
+                bits &= bits - _ONE
+                flags = np.uint32(column_marks[j, 0] == one)
+                flags |= np.uint32(column_marks[j, 1] == two) << np.uint32(1)
+                n_keys = column_counts[j]
+                column_keys[j, n_keys] = (_bits(tile[i, j]) & ~_FLAGS) | flags
+                n_keys += 1
+                if n_keys == column_keys.shape[1]:
+                    select_smallest(column_keys[j], n_keys, k)
+                    n_keys = k
+                    column_scan[j] = _below(np.uint32(column_keys[j, k - 1] & ~_FLAGS))
+                column_counts[j] = n_keys
 
 
 @compiled
@@ -456,52 +436,6 @@ def refine(
 
 
 @compiled
-def _put_number(
-    values: np.ndarray,
-    places: np.ndarray,
-    n_places: int,
-    lists: np.ndarray,
-    counts: np.ndarray,
-    scan: np.ndarray,
-    i: int,
-    k: int,
-) -> None:
-    """Put the distances of some columns on the list of row `i`."""
-    mine, n_keys = lists[i], counts[i]
-    for a in range(n_places):
-        mine[n_keys] = _bits(values[places[a]])
-        n_keys += 1
-        if n_keys == len(mine):
-            select_smallest(mine, n_keys, k)
-            n_keys = k
-            scan[i] = _number(np.uint32(mine[k - 1]))
-    counts[i] = n_keys
-
-
-@compiled
-def _put_number_columns(
-    values: np.ndarray,
-    places: np.ndarray,
-    n_places: int,
-    lists: np.ndarray,
-    counts: np.ndarray,
-    scan: np.ndarray,
-    k: int,
-) -> None:
-    """Put the distances of one row on the lists of some columns."""
-    for a in range(n_places):
-        j = places[a]
-        n_keys = counts[j]
-        lists[j, n_keys] = _bits(values[j])
-        n_keys += 1
-        if n_keys == lists.shape[1]:
-            select_smallest(lists[j], n_keys, k)
-            n_keys = k
-            scan[j] = _number(np.uint32(lists[j, k - 1]))
-        counts[j] = n_keys
-
-
-@compiled
 def tighten(lists: np.ndarray, counts: np.ndarray, scan: np.ndarray, start: int, rank: int) -> None:
     """Keep the `rank` smallest of every list from `start` on, and take nothing above them."""
     for i in range(start, len(lists)):
@@ -512,33 +446,15 @@ def tighten(lists: np.ndarray, counts: np.ndarray, scan: np.ndarray, start: int,
 
 
 @compiled
-def _put_both(
-    first: float,
-    second: float,
-    both: np.ndarray,
-    counts: np.ndarray,
-    first_scan: np.ndarray,
-    second_scan: np.ndarray,
-    i: int,
-) -> None:
-    """Put a pair that is near in both spaces on the list of row `i`."""
-    n_pairs = counts[i]
-    if n_pairs < 0:
-        return
-    both[i, n_pairs, 0] = first
-    both[i, n_pairs, 1] = second
-    n_pairs += 1
-    if n_pairs == both.shape[1]:
-        # Limits have fallen since: forget what is above them now.
-        kept = 0
-        for a in range(n_pairs):
-            if both[i, a, 0] <= first_scan[i] and both[i, a, 1] <= second_scan[i]:
-                both[i, kept, 0] = both[i, a, 0]
-                both[i, kept, 1] = both[i, a, 1]
-                kept += 1
-        # Too many ties for the list: the row is to be done in another way.
-        n_pairs = kept if kept < both.shape[1] else -1
-    counts[i] = n_pairs
+def _drop_far(both: np.ndarray, i: int, first: float, second: float) -> int:
+    """Drop the pairs of a full list that are beyond either limit by now; -1 if none is."""
+    kept = 0
+    for a in range(both.shape[1]):
+        if both[i, a, 0] <= first and both[i, a, 1] <= second:
+            both[i, kept, 0] = both[i, a, 0]
+            both[i, kept, 1] = both[i, a, 1]
+            kept += 1
+    return kept if kept < both.shape[1] else -1
 
 
 @compiled
@@ -564,51 +480,86 @@ def collect_shared(
     column_both_counts: np.ndarray,
     k: int,
 ) -> None:
-    """Keep the small values of two tiles of the same pairs, and the pairs small in both."""
-    width = (first.shape[1] + _WORD - 1) // _WORD * _WORD
-    mask, other, both = (
-        np.zeros(width, np.uint8),
-        np.zeros(width, np.uint8),
-        np.zeros(width, np.uint8),
-    )
-    words, other_words, both_words = (
-        mask.view(np.uint64),
-        other.view(np.uint64),
-        both.view(np.uint64),
-    )
-    places = np.empty(width + 1, np.int64)
-    for i in range(first.shape[0]):
-        values, others = first[i], second[i]
-        _mark(values, row_first_scan[i], mask)
-        _mark(others, row_second_scan[i], other)
-        _mark_both(mask, other, both)
-        n_places = _places_of(mask, words, places)
-        _put_number(values, places, n_places, row_first, row_first_counts, row_first_scan, i, k)
-        n_places = _places_of(other, other_words, places)
-        _put_number(others, places, n_places, row_second, row_second_counts, row_second_scan, i, k)
-        for a in range(_places_of(both, both_words, places)):
-            j = places[a]
-            _put_both(
-                values[j], others[j], row_both, row_both_counts, row_first_scan, row_second_scan, i
-            )
-        if mirrored:
-            _mark_columns(values, column_first_scan, mask)
-            _mark_columns(others, column_second_scan, other)
-            _mark_both(mask, other, both)
-            n_places = _places_of(mask, words, places)
-            _put_number_columns(
-                values, places, n_places, column_first, column_first_counts, column_first_scan, k
-            )
-            n_places = _places_of(other, other_words, places)
-            _put_number_columns(
-                others, places, n_places, column_second, column_second_counts, column_second_scan, k
-            )
-            for a in range(_places_of(both, both_words, places)):
-                j = places[a]
-                _put_both(
-                    values[j], others[j], column_both, column_both_counts, column_first_scan,
-                    column_second_scan, j,
-                )  # fmt: skip
+    """Keep the small values of two tiles of the same pairs, and the pairs small in both.
+
+    A list of pairs that is too short for its ties gets the count -1: its row is to be done in
+    another way.
+    """
+    n_rows, n_columns = first.shape
+    for i in range(n_rows):
+        here, there = row_first_scan[i], row_second_scan[i]
+        n_first, n_second, n_both = row_first_counts[i], row_second_counts[i], row_both_counts[i]
+        for start in range(0, n_columns, _WORD):
+            near = _within(first, i, start, here)
+            other = _within(second, i, start, there)
+            both = near & other
+            while near != 0:
+                j = start + _lowest(near)
+                near &= near - _ONE
+                row_first[i, n_first] = _bits(first[i, j])
+                n_first += 1
+                if n_first == row_first.shape[1]:
+                    select_smallest(row_first[i], n_first, k)
+                    n_first = k
+                    row_first_scan[i] = _number(np.uint32(row_first[i, k - 1]))
+            while other != 0:
+                j = start + _lowest(other)
+                other &= other - _ONE
+                row_second[i, n_second] = _bits(second[i, j])
+                n_second += 1
+                if n_second == row_second.shape[1]:
+                    select_smallest(row_second[i], n_second, k)
+                    n_second = k
+                    row_second_scan[i] = _number(np.uint32(row_second[i, k - 1]))
+            while both != 0 and n_both >= 0:
+                j = start + _lowest(both)
+                both &= both - _ONE
+                row_both[i, n_both, 0] = first[i, j]
+                row_both[i, n_both, 1] = second[i, j]
+                n_both += 1
+                if n_both == row_both.shape[1]:
+                    n_both = _drop_far(row_both, i, row_first_scan[i], row_second_scan[i])
+        row_first_counts[i], row_second_counts[i], row_both_counts[i] = n_first, n_second, n_both
+        if not mirrored:
+            continue
+        for start in range(0, n_columns, _WORD):
+            near = _within(first, i, start, column_first_scan)
+            other = _within(second, i, start, column_second_scan)
+            both = near & other
+            while near != 0:
+                j = start + _lowest(near)
+                near &= near - _ONE
+                n_first = column_first_counts[j]
+                column_first[j, n_first] = _bits(first[i, j])
+                n_first += 1
+                if n_first == column_first.shape[1]:
+                    select_smallest(column_first[j], n_first, k)
+                    n_first = k
+                    column_first_scan[j] = _number(np.uint32(column_first[j, k - 1]))
+                column_first_counts[j] = n_first
+            while other != 0:
+                j = start + _lowest(other)
+                other &= other - _ONE
+                n_second = column_second_counts[j]
+                column_second[j, n_second] = _bits(second[i, j])
+                n_second += 1
+                if n_second == column_second.shape[1]:
+                    select_smallest(column_second[j], n_second, k)
+                    n_second = k
+                    column_second_scan[j] = _number(np.uint32(column_second[j, k - 1]))
+                column_second_counts[j] = n_second
+            while both != 0:
+                j = start + _lowest(both)
+                both &= both - _ONE
+                n_both = column_both_counts[j]
+                if n_both < 0:
+                    continue
+                column_both[j, n_both, 0] = first[i, j]
+                column_both[j, n_both, 1] = second[i, j]
+                n_both += 1
+                if n_both == column_both.shape[1]:
+                    n_both = _drop_far(column_both, j, column_first_scan[j], column_second_scan[j])
+                column_both_counts[j] = n_both
 
 
 @compiled

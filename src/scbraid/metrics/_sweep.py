@@ -132,7 +132,7 @@ class GroupSums:
     def __init__(
         self, row_groups: np.ndarray, column_groups: np.ndarray, slots: np.ndarray, n_slots: int
     ) -> None:
-        self.row_groups, self.column_groups = row_groups, column_groups
+        self.row_runs, self.column_runs = _Runs(row_groups), _Runs(column_groups)
         self.slots = slots
         # Sums stay until the end whatever the bands are: they take no part in their choice.
         self.bytes_per_row = 0
@@ -145,14 +145,10 @@ class GroupSums:
         """Add the distances of a tile."""
         from scbraid.metrics import _kernels
 
-        row_starts, row_groups = _runs(self.row_groups[rows])
-        column_starts, column_groups = _runs(self.column_groups[columns])
         _kernels.add_group_distances(
             tile,
-            row_starts,
-            row_groups,
-            column_starts,
-            column_groups,
+            *self.row_runs.of(rows),
+            *self.column_runs.of(columns),
             self.slots,
             self.sums[rows],
             self.sums[columns] if mirrored else self.sums[:0],
@@ -163,9 +159,20 @@ class GroupSums:
         """Nothing is left to do."""
 
 
-def _runs(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    starts = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]])
-    return np.append(starts, len(codes)), codes[starts]
+class _Runs:
+    """Runs of equal codes, found once."""
+
+    def __init__(self, codes: np.ndarray) -> None:
+        self.codes = codes
+        self.starts = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]])
+
+    def of(self, part: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Where the runs of a part start, and its end, counted from its first; their codes."""
+        first = np.searchsorted(self.starts, part.start, "right")
+        last = np.searchsorted(self.starts, part.stop, "left")
+        inside = self.starts[first:last]
+        starts = np.concatenate(([0], inside - part.start, [part.stop - part.start]))
+        return starts, self.codes[np.concatenate(([part.start], inside))]
 
 
 class _Side:
@@ -331,16 +338,20 @@ class NearestLists:
             short |= side.deep_counts < self.k_deep
             value = side.deep[:, min(self.k_deep, NEAR_RANK) - 1] & ~MARK_BITS
             self.values[rows] = value.view(np.float32)
+        if self.use is not None:
+            self.use(np.arange(rows.start, rows.stop), side.deep[:, : self.k_deep])
+        # Given back before the near lists are worked on.
+        side.deep = side.deep[:0].copy()
         if self.k_near:
             _kernels.shorten(side.near, side.near_counts, self.k_near)
             side.near[:, : self.k_near].sort(axis=1)
             short |= side.near_counts < self.k_near
-            self.near[rows] = (side.near[:, : self.k_near] & _ALL).astype(np.int32)
+            for start in range(0, len(side.near), _CHUNK):
+                names = side.near[start : start + _CHUNK, : self.k_near] & _ALL
+                self.near[rows.start + start : rows.start + start + len(names)] = names
             value = side.near[:, min(self.k_near, NEAR_RANK) - 1] >> np.uint64(32)
             self.values[rows] = value.astype(np.uint32).view(np.float32)
         self.again.extend(np.flatnonzero(short) + rows.start)
-        if self.use is not None:
-            self.use(np.arange(rows.start, rows.stop), side.deep[:, : self.k_deep])
         self.side = _Side(0, 0, 0)
 
 

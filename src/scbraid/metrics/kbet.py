@@ -12,6 +12,7 @@ from scbraid.metrics._arrays import as_embedding, encode
 from scbraid.metrics._sweep import find_nearest
 from scbraid.metrics.bras import cells_by_code
 from scbraid.metrics.neighbors import Neighbors
+from scbraid.metrics.sampling import Estimate, Sample
 
 KBET_NEIGHBORS = 50
 _LEVEL = 0.05
@@ -127,18 +128,55 @@ def kbet_per_label(
     embedding: the diffusion step by which scib completes the fragments of a graph is not needed
     for them and left out. Every cell is tested; nothing is drawn.
     """
+    return kbet_label_estimate(X, labels, batches, level).value
+
+
+def kbet_label_estimate(
+    X: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    batches: npt.ArrayLike,
+    level: float = _LEVEL,
+    sample: Sample | None = None,
+) -> Estimate:
+    """Acceptance rate among the cells of each type, of all cells or of drawn ones.
+
+    Parameters
+    ----------
+    X, labels, batches, level
+        As in :func:`kbet_per_label`.
+    sample
+        Cells that are tested, each among all cells of its type; all cells when None.
+
+    Returns
+    -------
+    Estimate
+        Mean over types; `n_cells` counts the tested cells of the types that are not left out.
+    """
     X = as_embedding(X)
     label, batch = encode(labels, len(X)), encode(batches, len(X), "batches")
-    rates = []
-    for cells in cells_by_code(label):
+    rates, errors, n_tested = [], [], 0
+    for one, cells in enumerate(cells_by_code(label)):
         present, codes = np.unique(batch[cells], return_inverse=True)
         if len(cells) < _FEWEST_CELLS or len(present) < 2:
             continue
         quarter = math.floor(len(cells) / len(present) / 4)
         k = min(_MOST_NEIGHBORS, max(_FEWEST_NEIGHBORS, quarter), len(cells) - 1)
-        indices = find_nearest(X[cells], k_near=k)[0]
-        rates.append(float(accepted(indices, codes.reshape(-1), level).mean()))
+        if sample is None:
+            indices = find_nearest(X[cells], k_near=k)[0]
+            rate, error = float(accepted(indices, codes.reshape(-1), level).mean()), 0.0
+        else:
+            among = label[sample.rows] == one
+            # Cells of a type are increasing, as drawn cells are.
+            asked = np.searchsorted(cells, sample.rows[among])
+            indices = find_nearest(X[cells[asked]], X[cells], own=asked, k_near=k)[0]
+            passed = np.zeros(len(among))
+            passed[among] = accepted(indices, codes.reshape(-1), level)
+            rate, error = sample.mean(passed, among)
+        rates.append(rate)
+        errors.append(error)
+        n_tested += len(indices)
     if not rates:
         msg = f"no cell type stands in two batches with {_FEWEST_CELLS} cells"
         raise NotApplicable(msg)
-    return float(np.mean(rates))
+    error = float(np.linalg.norm(errors)) / len(rates)
+    return Estimate(float(np.mean(rates)), None if sample is None else error, n_tested)

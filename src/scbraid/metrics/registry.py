@@ -23,12 +23,12 @@ from scbraid.metrics.feature_consistency import feature_consistency
 from scbraid.metrics.graph_connectivity import graph_connectivity, graph_connectivity_strong
 from scbraid.metrics.integration_consistency import METACELL_COUNTS
 from scbraid.metrics.isolated_labels import isolated_label_f1, isolated_labels
-from scbraid.metrics.kbet import KBET_NEIGHBORS, accepted, kbet_per_label
+from scbraid.metrics.kbet import KBET_NEIGHBORS, accepted, kbet_label_estimate
 from scbraid.metrics.label_transfer import TRANSFER_THRESHOLD, decided_accuracy, majority_share
 from scbraid.metrics.lisi import scaled_clisi, scaled_ilisi
 from scbraid.metrics.neighbor_conservation import conservation_estimate
 from scbraid.metrics.pcr import batch_pcr_comparison, explained_by_groups
-from scbraid.metrics.sampling import N_DRAWN, Estimate
+from scbraid.metrics.sampling import LARGE, N_DRAWN, Estimate
 from scbraid.metrics.trajectory import trajectory_conservation
 from scbraid.metrics.workspace import Inputs, Part, Workspace
 from scbraid.registry import Registry
@@ -428,7 +428,7 @@ def _register_mixing(by: Literal["batches", "layers"]) -> None:
         default=False,
     )
     def kbet_label(w: Workspace) -> Outcome:
-        return kbet_per_label(w.embedding, w.labels, w.groups(by)), w.n_cells
+        return kbet_label_estimate(w.embedding, w.labels, w.groups(by), sample=w.sample)
 
     @_register(
         f"{prefix}bras",
@@ -659,6 +659,9 @@ def _register_umap(measure: Literal["nmi", "ari", "ami"], title: str, words: str
         default=False,
     )
     def compute(w: Workspace) -> Outcome:
+        if w.sample is not None:
+            msg = f"five UMAPs of more than {LARGE:,} cells take hours; `umap_kmeans` makes them"
+            raise NotApplicable(msg)
         return float(getattr(w.umap_kmeans, measure).mean()), w.n_cells
 
 

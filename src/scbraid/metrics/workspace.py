@@ -255,13 +255,13 @@ class Workspace:
             wanted = {part} | {one for one in self._announced if one not in self._made}
             if self.inputs.labels is None:
                 wanted.discard("sums")
-            if self.sample is not None:
-                # The graph is that of all cells, the other parts are of the drawn ones.
-                if "graph" in wanted:
-                    self._made["graph"] = self._graph()
-                wanted.discard("graph")
-            if wanted:
-                self._pass(wanted, self.sample)
+            if self.sample is None:
+                self._pass(wanted, None)
+            elif part == "graph":
+                # That of all cells: a pass of its own, the other parts are of the drawn ones.
+                self._made["graph"] = self._graph()
+            else:
+                self._pass(wanted - {"graph"}, self.sample)
             return self._part(part)
         return self._made[part]
 

@@ -144,6 +144,16 @@ def test_bras_and_others_equal_scib_metrics(batched):
         indices=np.c_[np.arange(len(X)), neighbors.indices],
         distances=np.c_[np.zeros(len(X)), neighbors.distances],
     )
+    # Theirs masks the cell among its neighbours: 91 with it are our 90 without.
+    near = nearest_neighbors(X, 90)
+    with_itself = scib_metrics.nearest_neighbors.NeighborsResults(
+        indices=np.c_[np.arange(len(X)), near.indices],
+        distances=np.c_[np.zeros(len(X)), near.distances],
+    )
+    theirs = float(scib_metrics.ilisi_knn(with_itself, batches, perplexity=30))
+    assert ilisi(X, batches) == pytest.approx(theirs, abs=1e-3)
+    theirs = float(scib_metrics.clisi_knn(with_itself, labels, perplexity=30))
+    assert clisi(X, labels) == pytest.approx(theirs, abs=1e-3)
     from scbraid.metrics import graph_connectivity_strong
 
     assert graph_connectivity_strong(neighbors, labels) == pytest.approx(

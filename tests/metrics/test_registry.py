@@ -235,6 +235,32 @@ def test_one_layer(inputs):
             assert one.status == "ok", one
 
 
+def test_one_batch(inputs, values):
+    other = changed(inputs, lambda part, _: np.full(len(part), "u"), "batches")
+    for one in score(other, NAMES):
+        if one.metric == "foscttm_batch":
+            assert one.value == values["foscttm"]
+        elif "batches" in METRICS[one.metric].needs:
+            assert one.status == "not_applicable", one
+            assert "batch" in one.reason
+        elif one.metric not in ("cell_cycle_conservation", "trajectory_conservation"):
+            # Sums are made in another order; these two are by batch.
+            assert one.value == pytest.approx(values[one.metric], abs=1e-6), one.metric
+
+
+def test_duplicated_cells(inputs):
+    # A fifth of the cells of every layer stands at the place of another.
+    def double(part: np.ndarray, _: str) -> np.ndarray:
+        part = part.copy()
+        part[-50:] = part[:50]
+        return part
+
+    for one in score(changed(inputs, double, "embeddings", "references"), NAMES):
+        metric = METRICS[one.metric]
+        assert one.status == "ok", one
+        assert metric.minimum <= one.value <= metric.maximum, one
+
+
 @pytest.mark.parametrize("n", [0, 1, 2, 3])
 @pytest.mark.parametrize("labels", [["a", "a", "a"], ["a", "b", "c"]])
 def test_few_cells_have_a_value_or_a_reason(n, labels):

@@ -25,6 +25,7 @@ except ImportError as error:  # pragma: no cover - depends on the environment
 
 _RELAXED = {"reassoc", "contract", "nsz", "arcp"}
 _WORD = 64  # comparisons made at once
+PAIRS = 64  # of a chunk
 _ONE = np.uint64(1)
 _HALF = np.uint64(32)  # bits of a key that are its name
 _FLAGS = np.uint32(3)
@@ -199,7 +200,7 @@ def _within(typing: Any, tile: Any, i: Any, first: Any, limit: Any) -> Any:
         whole = builder.icmp_signed(">=", left, ir.Constant(left.type, _WORD))
         with builder.if_else(whole, likely=True) as (all_of_them, some_of_them):
             with all_of_them:
-                values = _load(builder, place, tile, _WORD)
+                values = _load(context, builder, place, tile)
                 if limits is None:
                     width = ir.VectorType(ir.IntType(32), _WORD)
                     nothing = ir.Constant(values.type, ir.Undefined)
@@ -207,7 +208,7 @@ def _within(typing: Any, tile: Any, i: Any, first: Any, limit: Any) -> Any:
                     one = builder.insert_element(nothing, arguments[3], zero)
                     bound = builder.shuffle_vector(one, nothing, ir.Constant(width, [0] * _WORD))
                 else:
-                    bound = _load(builder, limits, limit, _WORD)
+                    bound = _load(context, builder, limits, limit)
                     if bound.type != values.type:
                         bound = builder.fpext(bound, values.type)
                 marks = builder.fcmp_ordered("<=", values, bound)
@@ -227,9 +228,9 @@ def _within(typing: Any, tile: Any, i: Any, first: Any, limit: Any) -> Any:
     return types.uint64(tile, types.intp, types.intp, limit if each else tile.dtype), generate
 
 
-def _load(builder: Any, place: Any, kind: Any, n_values: int) -> Any:
-    """Load neighbouring values of an array at once."""
-    lanes = ir.VectorType(place.type.pointee, n_values)
+def _load(context: Any, builder: Any, place: Any, kind: Any) -> Any:
+    """Load 64 neighbouring values of an array."""
+    lanes = ir.VectorType(context.get_value_type(kind.dtype), _WORD)
     address = builder.bitcast(place, lanes.as_pointer())
     return builder.load(address, align=kind.dtype.bitwidth // 8)
 
@@ -446,15 +447,18 @@ def tighten(lists: np.ndarray, counts: np.ndarray, scan: np.ndarray, start: int,
 
 
 @compiled
-def _drop_far(both: np.ndarray, i: int, first: float, second: float) -> int:
+def _drop_far(pool: np.ndarray, chunks: np.ndarray, i: int, first: float, second: float) -> int:
     """Drop the pairs of a full list that are beyond either limit by now; -1 if none is."""
+    width = chunks.shape[1] * pool.shape[1]
     kept = 0
-    for a in range(both.shape[1]):
-        if both[i, a, 0] <= first and both[i, a, 1] <= second:
-            both[i, kept, 0] = both[i, a, 0]
-            both[i, kept, 1] = both[i, a, 1]
+    for a in range(width):
+        old, new = chunks[i, a // PAIRS], chunks[i, kept // PAIRS]
+        one, two = pool[old, a % PAIRS, 0], pool[old, a % PAIRS, 1]
+        if one <= first and two <= second:
+            pool[new, kept % PAIRS, 0] = one
+            pool[new, kept % PAIRS, 1] = two
             kept += 1
-    return kept if kept < both.shape[1] else -1
+    return kept if kept < width else -1
 
 
 @compiled
@@ -468,7 +472,7 @@ def collect_shared(
     row_second: np.ndarray,
     row_second_counts: np.ndarray,
     row_second_scan: np.ndarray,
-    row_both: np.ndarray,
+    row_chunks: np.ndarray,
     row_both_counts: np.ndarray,
     column_first: np.ndarray,
     column_first_counts: np.ndarray,
@@ -476,16 +480,19 @@ def collect_shared(
     column_second: np.ndarray,
     column_second_counts: np.ndarray,
     column_second_scan: np.ndarray,
-    column_both: np.ndarray,
+    column_chunks: np.ndarray,
     column_both_counts: np.ndarray,
+    pool: np.ndarray,
+    n_used: np.ndarray,
     k: int,
 ) -> None:
     """Keep the small values of two tiles of the same pairs, and the pairs small in both.
 
-    A list of pairs that is too short for its ties gets the count -1: its row is to be done in
-    another way.
+    Lists of pairs take chunks of a common pool as they grow; `n_used` of them are taken. A list
+    that is too short for its ties gets the count -1: its row is to be done in another way.
     """
     n_rows, n_columns = first.shape
+    width = row_chunks.shape[1] * PAIRS
     for i in range(n_rows):
         here, there = row_first_scan[i], row_second_scan[i]
         n_first, n_second, n_both = row_first_counts[i], row_second_counts[i], row_both_counts[i]
@@ -514,11 +521,16 @@ def collect_shared(
             while both != 0 and n_both >= 0:
                 j = start + _lowest(both)
                 both &= both - _ONE
-                row_both[i, n_both, 0] = first[i, j]
-                row_both[i, n_both, 1] = second[i, j]
+                chunk = row_chunks[i, n_both // PAIRS]
+                if chunk < 0:
+                    chunk = n_used[0]
+                    n_used[0] += 1
+                    row_chunks[i, n_both // PAIRS] = chunk
+                pool[chunk, n_both % PAIRS, 0] = first[i, j]
+                pool[chunk, n_both % PAIRS, 1] = second[i, j]
                 n_both += 1
-                if n_both == row_both.shape[1]:
-                    n_both = _drop_far(row_both, i, row_first_scan[i], row_second_scan[i])
+                if n_both == width:
+                    n_both = _drop_far(pool, row_chunks, i, row_first_scan[i], row_second_scan[i])
         row_first_counts[i], row_second_counts[i], row_both_counts[i] = n_first, n_second, n_both
         if not mirrored:
             continue
@@ -554,27 +566,37 @@ def collect_shared(
                 n_both = column_both_counts[j]
                 if n_both < 0:
                     continue
-                column_both[j, n_both, 0] = first[i, j]
-                column_both[j, n_both, 1] = second[i, j]
+                chunk = column_chunks[j, n_both // PAIRS]
+                if chunk < 0:
+                    chunk = n_used[0]
+                    n_used[0] += 1
+                    column_chunks[j, n_both // PAIRS] = chunk
+                pool[chunk, n_both % PAIRS, 0] = first[i, j]
+                pool[chunk, n_both % PAIRS, 1] = second[i, j]
                 n_both += 1
-                if n_both == column_both.shape[1]:
-                    n_both = _drop_far(column_both, j, column_first_scan[j], column_second_scan[j])
+                if n_both == width:
+                    n_both = _drop_far(
+                        pool, column_chunks, j, column_first_scan[j], column_second_scan[j]
+                    )
                 column_both_counts[j] = n_both
 
 
 @compiled
 def count_shared(
-    both: np.ndarray,
+    pool: np.ndarray,
+    chunks: np.ndarray,
     both_counts: np.ndarray,
     first_limits: np.ndarray,
     second_limits: np.ndarray,
     shared: np.ndarray,
 ) -> None:
     """Count the pairs of every list that are within both final limits."""
-    for i in range(len(both)):
+    for i in range(len(chunks)):
         total = 0
         for a in range(both_counts[i]):
-            total += both[i, a, 0] <= first_limits[i] and both[i, a, 1] <= second_limits[i]
+            chunk, b = chunks[i, a // PAIRS], a % PAIRS
+            one, two = pool[chunk, b, 0], pool[chunk, b, 1]
+            total += one <= first_limits[i] and two <= second_limits[i]
         shared[i] = total
 
 

@@ -152,8 +152,10 @@ def foscttm_estimate(
 
     Parameters
     ----------
-    X, Y, batches, device
+    X, Y, batches
         As in :func:`foscttm`.
+    device
+        As in :func:`closer_fractions`; drawn cells are counted by compiled loops on the CPU.
     n_queries
         Cells whose partners are ranked. By default all of up to 300,000 pairs, and 20,000 drawn
         ones of more; a number of at least n means all.

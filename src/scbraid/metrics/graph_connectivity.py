@@ -67,11 +67,14 @@ def _mean_largest(graph: sparse.csr_matrix, labels: npt.ArrayLike, connection: s
     from scipy.sparse.csgraph import connected_components
 
     codes = encode(labels, graph.shape[0])
-    edges = graph.tocoo()
-    same = (codes[edges.row] == codes[edges.col]) & (edges.data != 0)
-    within = sparse.csr_matrix(
-        (np.ones(int(same.sum()), np.int8), (edges.row[same], edges.col[same])), shape=graph.shape
-    )
+    graph = graph.tocsr()
+    short = codes.astype(np.int32)
+    same = short[graph.indices] == np.repeat(short, np.diff(graph.indptr))
+    same &= graph.data != 0
+    # Rows stay where they are: what is left of them is counted, nothing is sorted.
+    starts = np.concatenate(([0], np.cumsum(same)))[graph.indptr]
+    data = np.ones(int(starts[-1]), np.int8)
+    within = sparse.csr_matrix((data, graph.indices[same], starts), shape=graph.shape)
     n_components, component = connected_components(within, directed=True, connection=connection)
     sizes = np.bincount(component, minlength=n_components)
     largest = np.zeros(int(codes.max()) + 1, np.int64)

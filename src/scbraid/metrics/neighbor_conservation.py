@@ -106,6 +106,8 @@ def _shared_neighbors(X: np.ndarray, Y: np.ndarray, k: int, rows: np.ndarray | N
                     mirrored,
                     *lists.part(slice(here.start - start, here.stop - start)),
                     *lists.part(columns if mirrored else slice(0, 0)),
+                    lists.pool,
+                    lists.n_used,
                     k,
                 )
             if loose and here.stop >= n_columns // _SEEN:
@@ -138,6 +140,8 @@ class _SharedLists:
     """Lists of the rows of a band: near in the first space, in the second, and in both."""
 
     def __init__(self, first: Pairs, second: Pairs, band: slice, k: int, width: int) -> None:
+        from scbraid.metrics import _kernels
+
         n_rows = band.stop - band.start
         self.lists = [np.empty((n_rows, width), np.uint32) for _ in range(2)]
         self.counts = [np.zeros(n_rows, np.int32) for _ in range(2)]
@@ -147,7 +151,12 @@ class _SharedLists:
             if guess is None:
                 guess = np.full(n_rows, LARGEST, np.float32)
             self.limits.append(np.maximum(guess, np.float32(0)))
-        self.both = np.empty((n_rows, width, 2), np.float32)
+        # Few pairs are near in both spaces: chunks are taken as they are needed, one after the
+        # other, and the rest of the pool is never written to.
+        n_chunks = -(-width // _kernels.PAIRS)
+        self.pool = np.empty((n_rows * n_chunks, _kernels.PAIRS, 2), np.float32)
+        self.n_used = np.zeros(1, np.int64)
+        self.chunks = np.full((n_rows, n_chunks), -1, np.int32)
         self.both_counts = np.zeros(n_rows, np.int32)
         self.near: list[np.ndarray] = []
 
@@ -160,7 +169,7 @@ class _SharedLists:
             self.lists[1][rows],
             self.counts[1][rows],
             self.limits[1][rows],
-            self.both[rows],
+            self.chunks[rows],
             self.both_counts[rows],
         )
 
@@ -187,7 +196,7 @@ class _SharedLists:
                 near[some] = np.partition(lists[some, :k], rank, axis=1)[:, rank]
             self.near.append(near.view(np.float32))
         shared = np.empty(len(short), np.int64)
-        _kernels.count_shared(self.both, self.both_counts, *self.limits, shared)
+        _kernels.count_shared(self.pool, self.chunks, self.both_counts, *self.limits, shared)
         return np.minimum(shared, k), short
 
 

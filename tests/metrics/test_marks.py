@@ -78,6 +78,7 @@ def inputs_of(n: int) -> Inputs:
     )
 
 
+@pytest.mark.slow
 def test_times_stay_near_their_bars():
     X, types, batches = cells()
     near = nearest_neighbors(X, 90)

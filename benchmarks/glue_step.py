@@ -26,6 +26,7 @@ from scbraid.methods.glue.network import GlueNetwork, LayerData
 from scbraid.methods.glue.objective import GlueTask
 from scbraid.nn import kernels
 from scbraid.nn.graph import edge_nll
+from scbraid.train.devices import describe_kernels
 
 
 def main() -> None:
@@ -37,13 +38,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.torch:
-        kernels._installed = lambda: False
+        kernels.has_numba = lambda: False
 
     task = make_task(options.folder)
     shapes = ", ".join(
         f"{layer.n_cells:,} x {layer.observed.shape[1]:,} ({layer.name})" for layer in task.layers
     )
-    print(f"{shapes}; {options.threads} threads; {kernels.describe(task.device)}\n")
+    ran = "torch" if options.torch else describe_kernels(task.device)
+    print(f"{shapes}; {options.threads} threads; {ran}\n")
     print("part\tcpu_ms_min\tcpu_ms_median\twall_ms_min")
     for name, part in parts(task).items():
         cpu, wall = measure(part, options.repeats)

@@ -11,6 +11,7 @@ clock. With more than one thread processor time includes threads that wait, so l
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from scbraid.methods.glue.network import GlueNetwork, LayerData
 from scbraid.methods.glue.objective import GlueTask
 from scbraid.nn import kernels
 from scbraid.nn.graph import edge_nll
+from scbraid.train.devices import describe_kernels
 
 
 def main() -> None:
@@ -37,20 +39,24 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.torch:
-        kernels._installed = lambda: False
+        kernels.has_numba = lambda: False
 
     task = make_task(options.folder)
     shapes = ", ".join(
-        f"{layer.n_cells:,} x {layer.observed.shape[1]:,} ({layer.name})" for layer in task.layers
+        f"{layer.n_cells:,} x {layer.n_features:,} ({layer.name})" for layer in task.layers
     )
-    print(f"{shapes}; {options.threads} threads; {kernels.describe(task.device)}\n")
+    ran = "torch" if options.torch else describe_kernels(task.device)
+    print(f"{shapes}; {options.threads} threads; {ran}\n")
     print("part\tcpu_ms_min\tcpu_ms_median\twall_ms_min")
-    for name, part in parts(task).items():
-        cpu, wall = measure(part, options.repeats)
-        if name == "draw edges":  # a whole graph epoch at a time
-            n_steps = task.config.edge_batches
-            cpu, wall = ([value / n_steps for value in values] for values in (cpu, wall))
-        print(f"{name}\t{min(cpu):.2f}\t{statistics.median(cpu):.2f}\t{min(wall):.2f}", flush=True)
+    # As in a training: the threads are those of the loops.
+    with contextlib.nullcontext() if options.torch else kernels.one_thread():
+        for name, part in parts(task).items():
+            cpu, wall = measure(part, options.repeats)
+            if name == "draw edges":  # a whole graph epoch at a time
+                n_steps = task.config.edge_batches
+                cpu, wall = ([value / n_steps for value in values] for values in (cpu, wall))
+            row = min(cpu), statistics.median(cpu), min(wall)
+            print(name, *(f"{value:.2f}" for value in row), sep="\t", flush=True)
 
 
 def make_task(folder: Path) -> GlueTask:

@@ -568,7 +568,11 @@ def test_an_interrupted_run_leaves_no_child(inputs, tmp_path, how):
         "output": str(tmp_path / "run"),
         "options": {"how": "sleep", "note": str(note)},
     }
-    code = f"from scbraid.runner import *; run_method(RunRequest(**{request!r}))"
+    # A shell lets what it starts in the background ignore the signal; a person's terminal does not.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        f"from scbraid.runner import *; run_method(RunRequest(**{request!r}))"
+    )
     parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     try:
         assert wait_for(note.exists)

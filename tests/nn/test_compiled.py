@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import scipy.stats
 import torch
 from torch import nn
 
-from scbraid.nn import compiled, gaussian, graph, kernels, negative_binomial
+from scbraid.nn import compiled, gaussian, graph, kernels, negative_binomial, random, rmsprop
 from scbraid.nn.counts import CountMatrix
 from scbraid.nn.graph import EdgeBatch, GraphEncoder, SignedGraph, edge_nll
 from scbraid.nn.negative_binomial import softmax_negative_binomial_nll
@@ -360,6 +361,122 @@ def test_rmsprop_is_that_of_torch_and_shares_its_state():
 def test_rmsprop_takes_no_closure():
     with pytest.raises(TypeError, match="call backward"):
         RMSprop([torch.zeros(2, requires_grad=True)], lr=0.1).step(lambda: 0.0)
+
+
+# -- threads -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def threads():
+    """Call it with a number of threads that torch may use from then on."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 5])
+@pytest.mark.parametrize("n_blocks", [0, 1, 3, 40])
+def test_every_block_is_done_once(threads, n_threads, n_blocks):
+    threads(n_threads)
+    seen = []
+    kernels.each_block(lambda k, slot: seen.append((k, slot)), n_blocks)
+    assert sorted(k for k, _ in seen) == list(range(n_blocks))
+    assert {slot for _, slot in seen} <= set(range(kernels.n_slots()))
+    assert torch.get_num_threads() == n_threads
+
+
+def test_blocks_see_one_thread_of_torch_and_no_gradients(threads):
+    threads(3)
+    seen = []
+    # Long enough that no thread can take all of them.
+    together = threading.Barrier(3, timeout=20)
+
+    def look(k: int, slot: int) -> None:
+        together.wait()
+        seen.append((torch.get_num_threads(), torch.is_grad_enabled(), slot))
+
+    kernels.each_block(look, 3)
+    assert {(n, grad) for n, grad, _ in seen} == {(1, False)}
+    assert {slot for *_, slot in seen} == {0, 1, 2}
+    assert torch.is_grad_enabled()
+
+
+def test_threads_of_blocks_outlast_those_of_torch(threads):
+    threads(3)
+    with kernels.one_thread():
+        assert torch.get_num_threads() == 1
+        assert kernels.n_slots() == 3
+        with kernels.one_thread():
+            assert kernels.n_slots() == 3
+    assert (torch.get_num_threads(), kernels.n_slots()) == (3, 3)
+
+
+@pytest.mark.parametrize("failing", range(4))
+def test_an_error_in_a_block_is_raised_and_leaves_threads_as_they_were(threads, failing):
+    threads(2)
+
+    def work(k: int, slot: int) -> None:
+        if k == failing:
+            raise ValueError(str(k))
+
+    with pytest.raises(ValueError, match=str(failing)):
+        kernels.each_block(work, 4)
+    assert (torch.get_num_threads(), kernels.n_slots()) == (2, 2)
+
+
+def test_threads_change_no_byte(monkeypatch, threads):
+    monkeypatch.setattr(negative_binomial, "_BLOCK_ENTRIES_COMPILED", 300)
+    monkeypatch.setattr(graph, "_EDGES_OF_BLOCK", 50)
+    monkeypatch.setattr(graph, "_COLUMNS_OF_BLOCK", 3)
+    monkeypatch.setattr(random, "_PAIRS_OF_BLOCK", 100)
+    monkeypatch.setattr(rmsprop, "_ENTRIES_OF_PIECE", 10)
+    arrays, x = problem(64, 200)
+    made = encoder()
+    rng = np.random.default_rng(0)
+    ends = torch.from_numpy(rng.integers(0, 30, (2, 400)))
+    sign = torch.from_numpy(rng.choice([-1, 1], 400).astype(np.float32))
+    edges = EdgeBatch(*ends, sign, torch.from_numpy((rng.random(400) < 0.2).astype(np.float32)))
+
+    def everything() -> list[bytes]:
+        torch.manual_seed(0)
+        value, gradients = nll(arrays, x, torch.float32)
+        found = [np.float64(value), *gradients.values()]
+        found += [tensor.numpy() for tensor in sampled(made)]
+        v = torch.randn(30, 7).requires_grad_()
+        loss = edge_nll(v, edges)
+        loss.backward()
+        found += [loss.detach().numpy(), v.grad.numpy()]
+        found += [value.numpy() for value in trained(lambda p: RMSprop(p, 0.01), 3)[0].values()]
+        return [np.asarray(part).tobytes() for part in found]
+
+    threads(1)
+    expected = everything()
+    for n_threads in (2, 5):
+        threads(n_threads)
+        assert everything() == expected
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_rows_of_counts_are_gathered_like_by_torch(without_compiled, dtype):
+    rng = np.random.default_rng(0)
+    x = np.where(rng.random((30, 50)) < 0.2, rng.integers(1, 9, (30, 50)), 0).astype(np.float32)
+    if dtype == np.int16:
+        x[3, 3] = 3000
+    elif dtype == np.float32:
+        x[3, 3] = 0.5
+    x[7] = 0
+    matrix = CountMatrix(sp.csr_matrix(x), CPU)
+    assert matrix.values.numpy().dtype == dtype
+    cells = torch.from_numpy(rng.integers(0, 30, 40))
+    found = [matrix.batch(cells), matrix.batch(cells[:0])]
+    np.testing.assert_array_equal(found[0].dense(), x[cells])
+    without_compiled()
+    for batch, expected in zip(found, [matrix.batch(cells), matrix.batch(cells[:0])], strict=True):
+        assert batch.shape == expected.shape
+        for part in ("rows", "columns", "values", "library"):
+            ours, theirs = getattr(batch, part), getattr(expected, part)
+            assert ours.dtype == theirs.dtype
+            assert torch.equal(ours, theirs)
 
 
 # -- which of the two runs -----------------------------------------------------------------

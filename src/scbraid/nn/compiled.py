@@ -226,9 +226,10 @@ def dropout(x: np.ndarray, seed: np.uint64, p: float, out: np.ndarray) -> None:
 
 
 @_strict
-def _normal_pairs(seed: np.uint64, first: np.ndarray, second: np.ndarray) -> None:
+def normal_pairs(seed: np.uint64, start: int, first: np.ndarray, second: np.ndarray) -> None:
+    """Fill (n,) and (n,) with N(0, 1) by Box and Muller: numbers start to start + n of a seed."""
     for i in range(first.size):
-        bits = _random_bits(seed, np.uint64(i))
+        bits = _random_bits(seed, np.uint64(start + i))
         radius = np.sqrt(_MINUS_TWO * _log_normal(_TWO - _one_to_two(bits)))
         # An eighth of a turn to either side; two further bits mirror it and turn it.
         angle = (_one_to_two(bits << _S23) - _ONE - _HALF) * _QUARTER_TURN
@@ -246,16 +247,6 @@ def _normal_pairs(seed: np.uint64, first: np.ndarray, second: np.ndarray) -> Non
         swap = (bits & _BIT_1) != _NO_BIT
         first[i] = sine if swap else cosine
         second[i] = cosine if swap else sine
-
-
-@_strict
-def standard_normal(seed: np.uint64, out: np.ndarray) -> None:
-    """Fill (n,) with N(0, 1) by Box and Muller, two numbers of one draw of 64 bits."""
-    half = out.size // 2
-    _normal_pairs(seed, out[:half], out[half : 2 * half])
-    if out.size % 2:
-        last = np.empty(1, np.float32)
-        _normal_pairs(~seed, out[2 * half :], last)
 
 
 # -- negative binomial ---------------------------------------------------------------------
@@ -654,15 +645,40 @@ def edge_gradient(
     sign: np.ndarray,
     grad_logits: np.ndarray,
     grad: np.ndarray,
+    first: int,
+    last: int,
 ) -> None:
-    """Gradient of `edge_logits` added to (n_vertices, k), edge after edge."""
+    """Gradient of `edge_logits` added to columns of (n_vertices, k), edge after edge."""
     for e in range(source.size):
         i, j = source[e], target[e]
         scale = grad_logits[e] * sign[e]
-        for k in range(v.shape[1]):
+        for k in range(first, last):
             grad[i, k] += scale * v[j, k]
-        for k in range(v.shape[1]):
+        for k in range(first, last):
             grad[j, k] += scale * v[i, k]
+
+
+# -- counts --------------------------------------------------------------------------------
+
+
+@_strict
+def gather_rows(
+    cells: np.ndarray,
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    values: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    gathered: np.ndarray,
+) -> None:
+    """Rows of a CSR matrix in coordinate form, written to arrays (n_nonzero,)."""
+    at = 0
+    for i in range(cells.size):
+        for e in range(indptr[cells[i]], indptr[cells[i] + 1]):
+            rows[at] = i
+            columns[at] = indices[e]
+            gathered[at] = values[e]
+            at += 1
 
 
 # -- optimiser -----------------------------------------------------------------------------

@@ -9,6 +9,8 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from scbraid.nn import kernels
+
 
 @dataclasses.dataclass(frozen=True)
 class CountBatch:
@@ -85,6 +87,16 @@ class CountMatrix:
         """Gather rows; `cells` is int64 of shape (n_rows,), repeats allowed."""
         starts = self.indptr[cells]
         lengths = self.indptr[cells + 1] - starts
+        compiled = kernels.for_tensors(self.library)
+        if compiled is not None:
+            n_nonzero = int(lengths.sum())
+            rows, columns = (torch.empty(n_nonzero, dtype=torch.int64) for _ in range(2))
+            values = torch.empty(n_nonzero, dtype=self.dtype)
+            parts = (cells, self.indptr, self.indices, self.values, rows, columns, values)
+            compiled.gather_rows(*(part.numpy() for part in parts))
+            return CountBatch(
+                rows, columns, values, (len(cells), self.shape[1]), self.library[cells]
+            )
         rows = torch.repeat_interleave(torch.arange(len(cells), device=cells.device), lengths)
         # Position inside the flat arrays: start of the row plus the rank within the row.
         first = torch.cumsum(lengths, 0) - lengths

@@ -18,6 +18,10 @@ from scbraid.nn.random import standard_normal_like
 
 # Vertices whose embeddings, of the usual width, fit the cache of one CPU core five times.
 _VERTICES_OF_BLOCK = 1024
+# So many that handing a block to a thread costs nothing beside it.
+_EDGES_OF_BLOCK = 4096
+# Two vectors of the widest kind.
+_COLUMNS_OF_BLOCK = 32
 
 
 class SparseProduct(nn.Module):
@@ -62,8 +66,15 @@ def _multiply(matrix: Tensor, dense: Tensor) -> Tensor:
     compiled = kernels.for_tensors(matrix, dense)
     if compiled is None:
         return matrix @ dense
+    indptr, indices, values = _csr_arrays(matrix)
     out = dense.new_empty(matrix.shape[0], dense.shape[1])
-    compiled.sparse_product(*_csr_arrays(matrix), dense.numpy(), out.numpy())
+    outs, of_dense = out.numpy(), dense.numpy()
+
+    def multiply(k: int, slot: int) -> None:
+        rows = slice(k * _VERTICES_OF_BLOCK, (k + 1) * _VERTICES_OF_BLOCK)
+        compiled.sparse_product(indptr[rows.start :], indices, values, of_dense, outs[rows])
+
+    kernels.each_block(multiply, -(-len(out) // _VERTICES_OF_BLOCK))
     return out
 
 
@@ -167,7 +178,6 @@ class _SampledVertices(torch.autograd.Function):
     """Propagation, both heads, draw and KL, by blocks of vertices that stay in the fast cache."""
 
     @staticmethod
-    @kernels.one_thread()
     def forward(
         ctx: Any,
         matrix: Tensor,
@@ -183,22 +193,26 @@ class _SampledVertices(torch.autograd.Function):
         indptr, indices, values = _csr_arrays(matrix)
         noise = standard_normal_like(table)
         hidden, mean, raw, sample = (torch.empty_like(table) for _ in range(4))
-        blocks = [part.split(_VERTICES_OF_BLOCK) for part in (hidden, mean, raw, noise, sample)]
-        first, kl = 0, 0.0
-        for of_hidden, of_mean, of_raw, of_noise, of_sample in zip(*blocks, strict=True):
-            starts = indptr[first : first + len(of_hidden) + 1]
-            compiled.sparse_product(starts, indices, values, table.numpy(), of_hidden.numpy())
-            torch.addmm(mean_bias, of_hidden, mean_weight.T, out=of_mean)
-            torch.addmm(raw_bias, of_hidden, raw_weight.T, out=of_raw)
-            kl += compiled.softplus_gaussian(*_flat(of_mean, of_raw, of_noise, of_sample))
-            first += len(of_hidden)
+        hiddens, means, raws, noises, samples = (
+            part.split(_VERTICES_OF_BLOCK) for part in (hidden, mean, raw, noise, sample)
+        )
+        kls = np.empty(len(hiddens))
+        of_table = table.numpy()
+
+        def draw(k: int, slot: int) -> None:
+            starts = indptr[k * _VERTICES_OF_BLOCK :]
+            compiled.sparse_product(starts, indices, values, of_table, hiddens[k].numpy())
+            torch.addmm(mean_bias, hiddens[k], mean_weight.T, out=means[k])
+            torch.addmm(raw_bias, hiddens[k], raw_weight.T, out=raws[k])
+            kls[k] = compiled.softplus_gaussian(*_flat(means[k], raws[k], noises[k], samples[k]))
+
+        kernels.each_block(draw, len(hiddens))
         # The draw has left the derivatives of KL and sample in place of raw and noise.
         ctx.save_for_backward(hidden, mean, raw, noise, mean_weight, raw_weight)
         ctx.transpose = transpose
-        return sample, table.new_tensor(kl)
+        return sample, table.new_tensor(float(kls.sum()))
 
     @staticmethod
-    @kernels.one_thread()
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         hidden, mean, of_kl, of_sample, *weights = ctx.saved_tensors
         from scbraid.nn import compiled
@@ -206,19 +220,25 @@ class _SampledVertices(torch.autograd.Function):
         grad_sample = grad_outputs[0].contiguous()
         grad_kl = np.float32(grad_outputs[1].item())
         grad_hidden = torch.empty_like(hidden)
-        grad_weights = [torch.zeros_like(weight) for weight in weights]
-        grad_biases = [torch.zeros_like(weight[:, 0]) for weight in weights]
-        work = hidden.new_empty(2, min(_VERTICES_OF_BLOCK, len(hidden)), hidden.shape[1])
         tables = (hidden, grad_hidden, grad_sample, mean, of_kl, of_sample)
         blocks = [table.split(_VERTICES_OF_BLOCK) for table in tables]
-        for of_hidden, of_grad, sampled, *left in zip(*blocks, strict=True):
-            grads = work[:, : len(of_hidden)]
+        n_blocks, width = len(blocks[0]), hidden.shape[1]
+        work = hidden.new_empty(kernels.n_slots(), 2, len(blocks[0][0]), width)
+        # Of each block: sums over blocks are then in one order, whatever thread made which.
+        grads_weight = hidden.new_empty(n_blocks, 2, width, width)
+        grads_bias = hidden.new_empty(n_blocks, 2, width)
+
+        def differentiate(k: int, slot: int) -> None:
+            of_hidden, of_grad, sampled, *left = (parts[k] for parts in blocks)
+            grads = work[slot, :, : len(of_hidden)]
             compiled.softplus_gaussian_gradient(*_flat(sampled), grad_kl, *_flat(*left, *grads))
             torch.mm(grads[0], weights[0], out=of_grad)
             of_grad.addmm_(grads[1], weights[1])
-            for grad, of_weight, of_bias in zip(grads, grad_weights, grad_biases, strict=True):
-                of_weight.addmm_(grad.T, of_hidden)
-                of_bias += grad.sum(0)
+            torch.bmm(grads.mT, of_hidden.expand(2, -1, -1), out=grads_weight[k])
+            torch.sum(grads, 1, out=grads_bias[k])
+
+        kernels.each_block(differentiate, n_blocks)
+        grad_weights, grad_biases = grads_weight.sum(0), grads_bias.sum(0)
         return (
             None,
             None,
@@ -389,7 +409,13 @@ class _EdgeLogits(torch.autograd.Function):
         compiled = kernels.for_tensors(v)
         if compiled is not None:
             logits = torch.empty_like(sign)
-            compiled.edge_logits(*(part.numpy() for part in (v, source, target, sign, logits)))
+            of_v, *ends = (part.numpy() for part in (v, source, target, sign, logits))
+
+            def multiply(k: int, slot: int) -> None:
+                edges = slice(k * _EDGES_OF_BLOCK, (k + 1) * _EDGES_OF_BLOCK)
+                compiled.edge_logits(of_v, *(part[edges] for part in ends))
+
+            kernels.each_block(multiply, -(-len(sign) // _EDGES_OF_BLOCK))
             return logits
         return torch.linalg.vecdot(v.index_select(0, source), v.index_select(0, target)) * sign
 
@@ -400,7 +426,15 @@ class _EdgeLogits(torch.autograd.Function):
         compiled = kernels.for_tensors(v)
         if compiled is not None:
             parts = (v, source, target, sign, grad_outputs[0].contiguous(), grad)
-            compiled.edge_gradient(*(part.numpy() for part in parts))
+            arrays = [part.numpy() for part in parts]
+            # Edges meet in vertices, columns never do.
+            bounds = np.arange(0, v.shape[1] + _COLUMNS_OF_BLOCK, _COLUMNS_OF_BLOCK)
+            bounds[-1] = v.shape[1]
+
+            def scatter(k: int, slot: int) -> None:
+                compiled.edge_gradient(*arrays, bounds[k], bounds[k + 1])
+
+            kernels.each_block(scatter, len(bounds) - 1)
             return grad, None, None, None
         scale = (grad_outputs[0] * sign)[:, None]
         grad.index_add_(0, source, v.index_select(0, target).mul_(scale))

@@ -172,7 +172,6 @@ class _CompiledNegativeBinomial(torch.autograd.Function):
     """
 
     @staticmethod
-    @kernels.one_thread()
     def forward(
         ctx: Any,
         u: Tensor,
@@ -197,10 +196,14 @@ class _CompiledNegativeBinomial(torch.autograd.Function):
         top = np.empty((len(blocks), n_cells), np.float32)
         total = np.empty_like(top)
         alpha, beta = scale.numpy(), bias.numpy()
-        products = zip(blocks, weight.split(width), exponentials.split(width), strict=True)
-        for k, (block, of_block, out) in enumerate(products):
-            torch.mm(of_block, u.T, out=out)
+        parts, outs = weight.split(width), exponentials.split(width)
+
+        def exponentiate(k: int, slot: int) -> None:
+            block = blocks[k]
+            torch.mm(parts[k], u.T, out=outs[k])
             compiled.softmax_block(shares[block], alpha[block], beta[block], top[k], total[k])
+
+        kernels.each_block(exponentiate, len(blocks))
         with np.errstate(all="ignore"):  # what is not finite shows in the loss
             relative = np.exp(top - top.max(0))
             factor = relative * (library / (total * relative).sum(0))
@@ -211,22 +214,26 @@ class _CompiledNegativeBinomial(torch.autograd.Function):
         logs, slopes = np.empty(n_features, np.float32), np.empty(n_features, np.float32)
         slopes_x = np.zeros(n_features, np.float32)
         pulls = np.empty(len(rows), np.float32)
-        scratch = np.empty((width, n_cells), np.float32)
-        row_sum = np.zeros(n_cells)
-        loss = 0.0
-        for k, block in enumerate(blocks):
-            of_block = np.zeros(n_cells, np.float32)
+        scratch = np.empty((kernels.n_slots(), width, n_cells), np.float32)
+        row_sums = np.zeros((len(blocks), n_cells), np.float32)
+        losses = np.empty(len(blocks))
+
+        def evaluate(k: int, slot: int) -> None:
+            block = blocks[k]
             compiled.negative_binomial_block(
                 shares[block], factor[k], inverse_theta[block], logs[block], slopes[block],
-                of_block, scratch,
+                row_sums[k], scratch[slot],
             )  # fmt: skip
-            loss += compiled.nonzero_terms(
+            losses[k] = compiled.nonzero_terms(
                 bounds[k], bounds[k + 1], order, rows, columns, values, shares, factor[k],
-                theta_array, slopes_x, of_block, pulls,
+                theta_array, slopes_x, row_sums[k], pulls,
             )  # fmt: skip
-            row_sum += of_block
+
+        kernels.each_block(evaluate, len(blocks))
+        row_sum = row_sums.sum(0, dtype=np.float64)
         with np.errstate(all="ignore"):
-            loss += float(logs.astype(np.float64) @ theta_array)
+            # No product by BLAS: its threads would spin for the rest of the step.
+            loss = losses.sum() + np.multiply(logs, theta_array, dtype=np.float64).sum()
 
         ctx.swept = _Swept(
             blocks,
@@ -240,10 +247,9 @@ class _CompiledNegativeBinomial(torch.autograd.Function):
             torch.from_numpy(logs + slopes + slopes_x) * theta,
         )
         ctx.save_for_backward(u, weight, scale, theta)
-        return u.new_tensor(loss)
+        return u.new_tensor(float(loss))
 
     @staticmethod
-    @kernels.one_thread()
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         u, weight, scale, theta = ctx.saved_tensors
         swept: _Swept = ctx.swept
@@ -253,14 +259,17 @@ class _CompiledNegativeBinomial(torch.autograd.Function):
         inverse_theta, alpha = theta.reciprocal().numpy(), scale.numpy()
         rows, columns = swept.counts.rows.numpy(), swept.counts.columns.numpy()
         # Transposed: the product is a third faster.
-        grad_u, grad_weight = u.new_zeros(u.shape[1], u.shape[0]), torch.empty_like(weight)
+        grads_u = u.new_empty(len(swept.blocks), u.shape[1], len(u))
+        grad_weight = torch.empty_like(weight)
         grad_scale, grad_bias = torch.empty_like(scale), torch.empty_like(scale)
         arrays = [tensor.numpy() for tensor in (grad_weight, weight, grad_scale, grad_bias)]
         width = swept.blocks[0].stop
-        work = u.new_empty(width, len(u))
-        products = zip(swept.blocks, weight.split(width), grad_weight.split(width), strict=True)
-        for k, (block, of_block, out) in enumerate(products):
-            grad = work[: len(of_block)]
+        work = u.new_empty(kernels.n_slots(), width, len(u))
+        parts, outs = weight.split(width), grad_weight.split(width)
+
+        def differentiate(k: int, slot: int) -> None:
+            block = swept.blocks[k]
+            grad = work[slot, : len(parts[k])]
             entries = slice(swept.bounds[k], swept.bounds[k + 1])
             of_weight, own, of_scale, of_bias = (array[block] for array in arrays)
             compiled.negative_binomial_gradient(
@@ -268,11 +277,13 @@ class _CompiledNegativeBinomial(torch.autograd.Function):
                 alpha[block], upstream, swept.order[entries], rows, columns, swept.pulls[entries],
                 block.start, grad.numpy(), of_bias,
             )  # fmt: skip
-            grad_u.addmm_(of_block.T, grad)
-            torch.mm(grad, u, out=out)
+            torch.mm(parts[k].T, grad, out=grads_u[k])
+            torch.mm(grad, u, out=outs[k])
             compiled.scale_gradient(of_weight, own, alpha[block], of_scale)
+
+        kernels.each_block(differentiate, len(swept.blocks))
         return (
-            grad_u.T,
+            grads_u.sum(0).T,
             grad_weight,
             grad_scale,
             grad_bias,

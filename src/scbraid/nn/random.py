@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from scbraid.nn import kernels
 
+# So many that handing a block to a thread costs nothing beside it.
+_PAIRS_OF_BLOCK = 1 << 15
+
 
 def draw_seed() -> np.uint64:
     """Draw a seed of 63 bits from torch's generator, whose state thus decides everything."""
@@ -21,9 +24,18 @@ def standard_normal_like(tensor: Tensor) -> Tensor:
     compiled = kernels.for_tensors(tensor)
     if compiled is None:
         return torch.randn_like(tensor)
-    noise = tensor.new_empty(tensor.shape)
-    compiled.standard_normal(draw_seed(), noise.view(-1).numpy())
-    return noise
+    seed = draw_seed()
+    # Two numbers come of one draw of 64 bits.
+    n_pairs = -(-tensor.numel() // 2)
+    noise = tensor.new_empty(2 * n_pairs)
+    first, second = noise.view(2, -1).numpy()
+
+    def fill(k: int, slot: int) -> None:
+        part = slice(k * _PAIRS_OF_BLOCK, (k + 1) * _PAIRS_OF_BLOCK)
+        compiled.normal_pairs(seed, part.start, first[part], second[part])
+
+    kernels.each_block(fill, -(-n_pairs // _PAIRS_OF_BLOCK))
+    return noise[: tensor.numel()].view(tensor.shape)
 
 
 class Dropout(nn.Dropout):

@@ -8,6 +8,9 @@ import torch
 
 from scbraid.nn import kernels
 
+# So many that handing a piece to a thread costs nothing beside it.
+_ENTRIES_OF_PIECE = 1 << 16
+
 
 class RMSprop(torch.optim.RMSprop):
     """torch's RMSprop without momentum, centring and weight decay, with the same state.
@@ -36,7 +39,9 @@ class RMSprop(torch.optim.RMSprop):
         if compiled is None or not all(p.is_contiguous() for p in every):
             super().step()
             return
+        pieces = []
         for group in self.param_groups:
+            rates = group["lr"], group["alpha"], group["eps"]
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
@@ -45,11 +50,9 @@ class RMSprop(torch.optim.RMSprop):
                     state["step"] = torch.zeros(())
                     state["square_avg"] = torch.zeros_like(parameter)
                 state["step"] += 1
-                compiled.rmsprop_step(
-                    parameter.view(-1).numpy(),
-                    parameter.grad.contiguous().view(-1).numpy(),
-                    state["square_avg"].view(-1).numpy(),
-                    group["lr"],
-                    group["alpha"],
-                    group["eps"],
-                )
+                tensors = parameter, parameter.grad.contiguous(), state["square_avg"]
+                whole = [tensor.view(-1).numpy() for tensor in tensors]
+                for first in range(0, len(whole[0]), _ENTRIES_OF_PIECE):
+                    part = slice(first, first + _ENTRIES_OF_PIECE)
+                    pieces.append((*(array[part] for array in whole), *rates))
+        kernels.each_block(lambda k, slot: compiled.rmsprop_step(*pieces[k]), len(pieces))

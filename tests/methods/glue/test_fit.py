@@ -46,6 +46,21 @@ def test_short_training_beats_chance_by_far(trained):
     assert foscttm(*case.pairs(result.embeddings)) < 0.36
 
 
+def test_more_threads_train_the_same_weights(prepared, quick):
+    case = prepared(n_cells=100, n_genes=60, n_peaks=1500)
+    before = torch.get_num_threads()
+    found = []
+    for n_threads in (1, 2):
+        torch.set_num_threads(n_threads)
+        try:
+            result = run(case, **quick)
+        finally:
+            torch.set_num_threads(before)
+        found.append([embedding.tobytes() for _, embedding in result.features.values()])
+        assert torch.get_num_threads() == before
+    assert found[0] == found[1]
+
+
 @pytest.mark.slow
 def test_alignment_comes_from_the_guidance(trained, prepared):
     # The same training with a graph of loops alone: features of the layers share nothing.

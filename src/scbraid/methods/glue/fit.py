@@ -21,6 +21,7 @@ from scbraid.methods.glue.metacells import assign_metacells, combine
 from scbraid.methods.glue.network import Embedding, GlueNetwork, LayerData, encode
 from scbraid.methods.glue.objective import GlueTask
 from scbraid.methods.glue.stages import plan_cells_stage, plan_stages
+from scbraid.nn import kernels
 from scbraid.train.devices import describe_kernels
 from scbraid.train.engine import Schedule, TrainingRecord, TrainingRun, pick_device, train
 
@@ -92,11 +93,13 @@ def fit_glue(
         first = combine(inputs, metacells)
         first_layers = [LayerData(layer, where) for layer in first.layers]
     stages = plan_stages(len(first.cells), len(layers), config)
+    ran = describe_kernels(where)
+    compiled = ran != "torch"
     details: dict[str, Any] = {
         "schedule": dataclasses.asdict(stages),
         "device": str(where),
         "storage": inputs.storage,
-        "kernels": describe_kernels(where),
+        "kernels": ran,
     }
     records = []
     trained: GlueNetwork | None = None
@@ -133,7 +136,9 @@ def fit_glue(
             seed=stage_seed,
             max_steps=stages.max_steps_per_epoch,
         )
-        with contextlib.closing(task):
+        # The loops are nearly all of a step; without them torch needs its threads itself.
+        alone = kernels.one_thread() if compiled else contextlib.nullcontext()
+        with contextlib.closing(task), alone:
             records.append(train(task, schedule, stage=stage, run=run))
         return network
 

@@ -135,27 +135,29 @@ def _scan(
 ) -> np.ndarray:
     from scbraid.metrics._communities import communities
 
+    n_cells = graph.shape[0]
     # The order in which nodes are visited is drawn once: renumbered by it, the graph is read from
     # front to back.
-    order = np.random.default_rng(seed).permutation(graph.shape[0])
-    plain = graph.tocsr().astype(np.float32)[order][:, order]
-    plain.setdiag(0)
-    plain.eliminate_zeros()
-    starts, targets = plain.indptr.astype(np.int64), plain.indices.astype(np.int32)
-    found = np.empty((len(resolutions), graph.shape[0]), np.int64)
-    alone = np.arange(graph.shape[0])
-    clusters, previous = alone, 0.0
-    for i in np.argsort([-resolution for resolution in resolutions], kind="stable"):
-        resolution = float(resolutions[i])
-        n_rounds = 1
-        if refined:
-            n_rounds = _FIRST_ROUNDS if clusters is alone else 1
-            n_rounds = max(n_rounds, 2 if resolution < _FAR * previous else 1)
-        clusters = communities(starts, targets, plain.data, resolution, n_rounds, refined, clusters)
-        found[i, order] = clusters
-        previous = resolution
-        if not refined:
-            clusters = alone
+    order = np.random.default_rng(seed).permutation(n_cells)
+    number = np.empty(n_cells, np.uint32)
+    number[order] = np.arange(n_cells)
+    rows = graph.tocsr()[order]
+    starts, targets = rows.indptr, number[rows.indices]
+    weights = rows.data.astype(np.float32, copy=False)
+    kept = (weights != 0) & (targets != np.repeat(np.arange(n_cells), np.diff(starts)))
+    if not kept.all():
+        starts = np.concatenate(([0], np.cumsum(kept)))[starts]
+        targets, weights = targets[kept], weights[kept]
+    falling = np.argsort([-resolution for resolution in resolutions], kind="stable")
+    values = np.asarray(resolutions, np.float64)[falling]
+    n_rounds = np.ones(len(values), np.int64)
+    if refined:
+        n_rounds[1:] += values[1:] < _FAR * values[:-1]
+        n_rounds[:1] = _FIRST_ROUNDS
+    clusters = np.empty((len(values), n_cells), np.uint32)
+    communities(starts.astype(np.uint64), targets, weights, values, n_rounds, refined, clusters)
+    found = np.empty((len(values), n_cells), np.int64)
+    found[falling[:, None], order] = clusters
     return found
 
 

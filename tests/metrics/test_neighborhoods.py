@@ -10,6 +10,7 @@ from scipy.spatial.distance import cdist
 
 from scbraid.errors import NotApplicable
 from scbraid.metrics import (
+    Inputs,
     jaccard_overlaps,
     label_transfer_accuracy,
     majority_share,
@@ -18,6 +19,8 @@ from scbraid.metrics import (
     seurat_alignment,
     transfer_labels,
 )
+from scbraid.metrics.label_transfer import vote
+from scbraid.metrics.workspace import Workspace
 
 
 def ranked(X, Y=None):
@@ -25,8 +28,8 @@ def ranked(X, Y=None):
     D = cdist(X.astype(np.float64), (X if Y is None else Y).astype(np.float64))
     if Y is None:
         np.fill_diagonal(D, np.inf)
-        return np.argsort(D, axis=1)[:, :-1]
-    return np.argsort(D, axis=1)
+        return np.argsort(D, axis=1, kind="stable")[:, :-1]
+    return np.argsort(D, axis=1, kind="stable")
 
 
 def slow_map(X, labels, k):
@@ -152,6 +155,30 @@ def test_transfer_equals_slow_vote(cloud):
         assert won == next(c for c in codes[rna][row] if votes[c] == most)
     accuracy = label_transfer_accuracy(X[atac], labels[atac], X[rna], labels[rna])
     assert accuracy == np.mean(found == codes[atac])
+
+
+# Mixed layers find all voters among the 90 nearest cells, others some, separate ones none.
+@pytest.mark.parametrize(
+    ("shift", "least", "most"), [(0.0, 0.95, 1.0), (1.5, 0.2, 0.8), (9.0, 0.0, 0.05)]
+)
+def test_transfer_takes_its_voters_from_whatever_was_searched(cloud, shift, least, most):
+    X, labels, layers = cloud(n=700, spread=1.5, shift=shift)
+    # Cells at one place: ties go by the order of the cells.
+    X[::50] = X[0]
+    parts = {name: layers == name for name in ("atac", "rna")}
+    inputs = Inputs(
+        {name: X[part] for name, part in parts.items()},
+        {name: labels[part] for name, part in parts.items()},
+    )
+    listed = Workspace(inputs, parts=["near"])
+    for source, target in (("rna", "atac"), ("atac", "rna")):
+        voters, asked = parts[source], parts[target]
+        enough = (listed._listed(target, source, 15) >= 0).all(axis=1)
+        assert least <= enough.mean() <= most
+        expected = vote(listed.codes(source)[ranked(X[asked], X[voters])[:, :15]])
+        for workspace in (listed, Workspace(inputs)):
+            for found, known in zip(workspace.votes(source, target), expected, strict=True):
+                np.testing.assert_array_equal(found, known)
 
 
 def test_ties_do_not_depend_on_names():

@@ -58,7 +58,7 @@ def _move(
     inward = np.zeros(n)
     stale = np.zeros(n, np.bool_)  # somebody joined the node's community after its last visit
     shared = np.zeros(n)
-    met = np.empty(n + 1, np.uint32)
+    met = np.empty(n, np.uint32)
     head, n_waiting = 0, n
     while n_waiting > 0:
         v = queue[head]
@@ -189,13 +189,8 @@ def _aggregate(
     strengths: np.ndarray,
     parts: np.ndarray,
     n_parts: int,
-    new_targets: np.ndarray,
-    new_weights: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Make one node of every part; edges within parts are dropped, strengths keep their weight.
-
-    The new edges are written to the front of `new_targets` and `new_weights`.
-    """
+    """Make one node of every part; edges within parts are dropped, strengths keep their weight."""
     n = len(parts)
     first = np.zeros(n_parts + 1, np.int64)
     for v in range(n):
@@ -210,6 +205,8 @@ def _aggregate(
         place[parts[v]] += 1
         totals[parts[v]] += strengths[v]
     new_starts = np.zeros(n_parts + 1, np.uint64)
+    new_targets = np.empty(len(targets), np.uint32)
+    new_weights = np.empty(len(targets), np.float32)
     shared = np.zeros(n_parts)
     n_edges = 0
     for c in range(n_parts):
@@ -228,6 +225,7 @@ def _aggregate(
             new_weights[e] = shared[new_targets[e]]
             shared[new_targets[e]] = 0.0
         new_starts[c + 1] = n_edges
+    # Views: the unused ends are given back with the level, a copy would cost more.
     return new_starts, new_targets[:n_edges], new_weights[:n_edges], totals
 
 
@@ -240,15 +238,9 @@ def _round(
     membership: np.ndarray,
     rate: float,
     refined: bool,
-    edge_targets: np.ndarray,
-    edge_weights: np.ndarray,
 ) -> bool:
-    """Change the communities of a graph, level after level; return whether anything changed.
-
-    `edge_targets` and `edge_weights`, of shape (2, n_edges), take the edges of the levels in turn.
-    """
+    """Change the communities of a graph, level after level; return whether anything changed."""
     n = len(membership)
-    turn = 0
     node = np.arange(n).astype(np.uint32)  # of the level, by node of the graph
     labels = membership.copy()
     while True:
@@ -271,16 +263,8 @@ def _round(
         for v in range(n):
             node[v] = parts[node[v]]
         starts, targets, weights, strengths = _aggregate(
-            starts,
-            targets,
-            weights,
-            strengths,
-            parts,
-            n_parts,
-            edge_targets[turn],
-            edge_weights[turn],
+            starts, targets, weights, strengths, parts, n_parts
         )
-        turn = 1 - turn
         labels = new_labels
     changed = False
     for v in range(n):
@@ -325,27 +309,12 @@ def communities(
             strengths[v] += weights[e]
     total = strengths.sum()
     membership = np.arange(n).astype(np.uint32)
-    # Given back at the end only: pages that are asked for anew at every level cost more than what
-    # is written to them.
-    edge_targets = np.empty((2, len(targets)), np.uint32)
-    edge_weights = np.empty((2, len(targets)), np.float32)
     for i in range(len(resolutions)):
         rate = resolutions[i] / total if total > 0 else 0.0
         if not refined:
             membership[:] = np.arange(n)
         for _ in range(n_rounds[i]):
-            changed = _round(
-                starts,
-                targets,
-                weights,
-                strengths,
-                membership,
-                rate,
-                refined,
-                edge_targets,
-                edge_weights,
-            )
-            if not changed:
+            if not _round(starts, targets, weights, strengths, membership, rate, refined):
                 # The same start again would end the same.
                 break
         _renumber(membership)

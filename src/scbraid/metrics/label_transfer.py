@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from scbraid.errors import NotApplicable
 from scbraid.metrics._arrays import as_embedding, same_width
-from scbraid.metrics._sweep import find_nearest
+from scbraid.metrics.neighbors import nearest_neighbors
 
 TRANSFER_NEIGHBORS = 15
 # More than half of the votes: 8 of 15.
@@ -42,7 +42,7 @@ def transfer_labels(
         msg = "a layer without labelled cells can neither give nor take labels"
         raise NotApplicable(msg)
     same_width([X, Y])
-    return vote(labels[find_nearest(X, Y, k_near=min(k, len(Y)))[0]])[0]
+    return vote(labels[nearest_neighbors(X, min(k, len(Y)), Y).indices])[0]
 
 
 def vote(votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -51,6 +51,7 @@ _BY_LAYER = ("labels", "batches", "pairs", "references", "counts", "phases", "ps
 # What one pass over the pairs can give: sums of distances to groups of cells, the 14 or the 90
 # nearest others, the deep lists (1 % of the cells).
 Part = Literal["sums", "graph", "near", "deep"]
+_CHUNK = 1 << 14
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -448,33 +449,69 @@ class Workspace:
         Returns
         -------
         won, share : numpy.ndarray
-            The label and its share of the votes, by row of :meth:`asked`. Both directions of two
-            layers are searched in one pass where all cells are asked.
+            The label and its share of the votes, by row of :meth:`asked`.
         """
         if (source, target) not in self._votes:
             first, second = sorted((source, target), key=self.layer_names.index)
-            X = as_embedding(self.inputs.embeddings[first])
-            Y = as_embedding(self.inputs.embeddings[second])
-            k = TRANSFER_NEIGHBORS
-            of_second: np.ndarray | None
-            if self.sample is None and min(len(X), len(Y)) >= k:
-                of_first, of_second = find_nearest(X, Y, k_near=k, both=True)
-            else:
-                of_first, _ = find_nearest(X[self.asked(first)], Y, k_near=min(k, len(Y)))
-                of_second, _ = find_nearest(Y[self.asked(second)], X, k_near=min(k, len(X)))
-            assert of_second is not None
+            of_first, of_second = self._voters(first, second)
             self._votes[second, first] = vote(self.codes(second)[of_first])
             self._votes[first, second] = vote(self.codes(first)[of_second])
         return self._votes[source, target]
 
+    def _voters(self, first: str, second: str) -> tuple[np.ndarray, np.ndarray]:
+        """The 15 nearest cells of the other layer of the asked cells of two layers.
+
+        Where layers mix, the 90 nearest cells of all hold them: then only the other rows are
+        searched for, or both layers in one pass where these are many.
+        """
+        X = as_embedding(self.inputs.embeddings[first])
+        Y = as_embedding(self.inputs.embeddings[second])
+        k = TRANSFER_NEIGHBORS
+        sides = ((X, Y, first, second), (Y, X, second, first))
+        if self.sample is not None or min(len(X), len(Y)) < k:
+            of_first, of_second = (
+                nearest_neighbors(A[self.asked(a)], min(k, len(B)), B).indices
+                for A, B, a, _ in sides
+            )
+            return of_first, of_second
+        if "near" in self._announced:
+            found = [self._listed(a, b, k) for _, _, a, b in sides]
+            rest = [np.flatnonzero(one[:, 0] < 0) for one in found]
+            if len(rest[0]) / len(X) + len(rest[1]) / len(Y) < 1.0:
+                for one, rows, (A, B, _, _) in zip(found, rest, sides, strict=True):
+                    if rows.size:
+                        one[rows] = nearest_neighbors(A[rows], k, B).indices
+                return found[0], found[1]
+        depth = min(k + SPARE, len(X), len(Y))
+        near, reverse = find_nearest(X, Y, k_near=depth, both=True)
+        assert reverse is not None
+        return refined(X, Y, near, k).indices, refined(Y, X, reverse, k).indices
+
+    def _listed(self, asked: str, voters: str, k: int) -> np.ndarray:
+        """The `k` nearest cells of another layer, -1 where the 90 nearest hold fewer."""
+        theirs = self._span(voters)
+        near = self.near.indices[self._span(asked)]
+        found = np.full((len(near), k), -1, np.int32)
+        for start in range(0, len(near), _CHUNK):
+            some = near[start : start + _CHUNK]
+            inside = (some >= theirs.start) & (some < theirs.stop)
+            inside &= np.cumsum(inside, axis=1, dtype=np.int16) <= k
+            full = np.count_nonzero(inside, axis=1) == k
+            first = some[full][inside[full]].reshape(-1, k) - theirs.start
+            found[start : start + _CHUNK][full] = first
+        return found
+
     def codes(self, layer: str) -> np.ndarray:
         """Codes of the cell types of one layer."""
+        return self.labels[self._span(layer)]
+
+    def _span(self, layer: str) -> slice:
+        """Rows of a layer among those of all cells."""
         start = 0
-        for name in self.layer_names:
-            size = len(self.inputs.embeddings[name])
+        for name, X in self.inputs.embeddings.items():
             if name == layer:
-                return self.labels[start : start + size]
-            start += size
+                return slice(start, start + len(X))
+            start += len(X)
         raise KeyError(layer)
 
     # ---- clusters

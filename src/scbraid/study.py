@@ -49,7 +49,7 @@ class Catalogue:
         By name: title, role, uses, presets, names of options, whether it is deterministic, its
         module and whether it trains on a GPU.
     metrics
-        Those that every run is scored by: by name, whether ``higher`` or ``lower`` is better;
+        Those that runs are scored by, of whatever task: by name, whether ``higher`` or ``lower`` is better;
         ``none`` where neither is.
     figures
         By kind, what it is drawn from: scores, runs, embeddings, histories, guidance.
@@ -67,6 +67,7 @@ class Catalogue:
     @classmethod
     def live(cls) -> Catalogue:
         """Ask the registries, plug-ins included; they import numpy, scipy and pandas."""
+        from scbraid.evaluate.answers import all_answer_metrics
         from scbraid.methods import describe_methods, methods
         from scbraid.metrics import describe_metrics
         from scbraid.plots import FIGURES
@@ -82,7 +83,10 @@ class Catalogue:
 
         return cls(
             {row["name"]: planned(row) for row in describe_methods()},
-            {row["name"]: row["direction"] for row in describe_metrics() if row["benchmark"]},
+            {
+                **{row["name"]: row["direction"] for row in describe_metrics() if row["benchmark"]},
+                **{name: metric.direction for name, metric in all_answer_metrics().items()},
+            },
             {name: kind.needs for name, kind in FIGURES.items()},
             lambda spec: methods()[spec.name].configure(spec.preset, dict(spec.options)),
         )

@@ -82,8 +82,9 @@ def _described(name: str) -> Any:
     """Find what the registries of metrics say of a name; None for a name that they do not hold."""
     from scbraid.metrics.registry import METRICS as REGISTRY
     from scbraid.metrics.tasks import TASK_METRICS
+    from scbraid.metrics.tasks.derived import DERIVED_METRICS
 
-    for registry in (REGISTRY, TASK_METRICS):
+    for registry in (REGISTRY, TASK_METRICS, DERIVED_METRICS):
         if name in registry:
             return registry[name]
     return None

@@ -467,12 +467,34 @@ def plan_study(study: Study, path: Path, datasets: Datasets, catalogue: Catalogu
             for name in names:
                 if name not in known:
                     raise UnknownNameError(near_miss(name, known, kind))
+    with _noting(path, "conditions"):
+        places = _places(study.datasets, conditions, datasets)
     rows = (
         Row(condition, run)
-        for dataset, condition, method in itertools.product(study.datasets, conditions, methods)
+        for (dataset, condition), method in itertools.product(places, methods)
         for run in _runs(dataset, condition, method, study.seeds, catalogue)
     )
     return StudyPlan(path.stem, study, tuple(rows))
+
+
+def _places(
+    names: Sequence[str], conditions: Sequence[Condition], datasets: Datasets
+) -> list[tuple[str, Condition]]:
+    """Data sets and conditions together, less predictions from a layer that a data set lacks.
+
+    So one study holds all sub-tasks: from rna to adt where there is adt, to atac where there is.
+    """
+    found = []
+    for name, condition in itertools.product(names, conditions):
+        has = condition.data.layers or tuple(datasets[name].layers)
+        if condition.data.source is None or not has or condition.data.source in has:
+            found.append((name, condition))
+    for name in names:
+        if name not in [dataset for dataset, _ in found]:
+            sources = ", ".join(sorted({str(condition.data.source) for condition in conditions}))
+            msg = f"no condition suits data set {name!r}: it has no layer {sources} to predict from"
+            raise ConfigError(msg)
+    return found
 
 
 def _runs(

@@ -82,11 +82,13 @@ def collect(
             f"{row['dataset']}, {row['condition']} stands twice in study {study!r}; list each once"
         )
         raise DataError(msg)
-    minmax = minmax_table(scores, study) if minmax_in is None else read_minmax(minmax_in)
     # What aggregates are made of belongs to integrated layers: other tasks have means of their own.
     task = scores["condition"].astype(str).str.extract(r"^([a-z]+)", expand=False)
     integrated = scores[~task.isin(SPLIT_TASKS)]
-    table = pd.concat([scores, aggregate(integrated, minmax)], ignore_index=True)
+    minmax = minmax_table(integrated, study) if minmax_in is None else read_minmax(minmax_in)
+    table = scores
+    if len(integrated):
+        table = pd.concat([scores, aggregate(integrated, minmax)], ignore_index=True)
     order = {name: i for i, name in enumerate(metrics or _all_names(table))}
     run = table.groupby(list(IDENTITY), sort=False).ngroup()
     table = (

@@ -316,8 +316,6 @@ def prepare(
     withheld = _split(parts, condition, path)
     for part in parts:
         _filter_features(part, path)
-        if withheld is not None and part.name != condition.source:
-            _limit_targets(part)
     _keep_batches(
         parts, path, use_batch=condition.use_batch, needed=condition.task != "matching"
     )
@@ -325,6 +323,9 @@ def prepare(
         _name_cells(parts, seed, folder, condition.task)
         target = _set_targets(parts, condition)
         _represent(parts, condition, clip, seed, folder)
+        if target is not None:
+            # Behind the representation, for which a cell needs a count in some feature.
+            _limit_targets(target)
 
         settings = {key: getattr(condition, key) for key in _SETTINGS}
         if condition.task in SPLIT_TASKS:

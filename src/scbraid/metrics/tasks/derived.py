@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -94,6 +95,24 @@ _register(
     "do not apply are left out.",
     JOINT_PARTS,
 )
+
+
+def describe_derived_metrics() -> list[dict[str, Any]]:
+    """Return one record a metric, ready for JSON, in the form of `describe_task_metrics`."""
+    return [_record(DERIVED_METRICS[name]) for name in DERIVED_METRICS]
+
+
+def _record(metric: Metric) -> dict[str, Any]:
+    record = {
+        field.name: getattr(metric, field.name)
+        for field in dataclasses.fields(Metric)
+        if field.name not in ("compute", "parts")
+    }
+    bounded = np.isfinite(metric.maximum)
+    return record | {
+        "needs": list(metric.needs),
+        "maximum": metric.maximum if bounded else None,
+    }
 
 
 def derived_score(

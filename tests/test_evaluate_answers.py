@@ -14,15 +14,15 @@ import scipy.sparse as sp
 
 from scbraid.data.layers import Layers, read_frame, read_matrix
 from scbraid.data.simulate import preset, simulate
-from scbraid.errors import ContractError, DataError
+from scbraid.errors import ContractError, DataError, UnknownNameError
 from scbraid.evaluate import collect, evaluate
 from scbraid.evaluate.answers import answer_metrics, task_of_truth
 from scbraid.files import write_json
+from scbraid.methods.base import Matching, Prediction, held_out_cells
+from scbraid.methods.output import write_embedding, write_matching, write_prediction
 from scbraid.metrics import METRICS, Score
 from scbraid.metrics.tasks import TASK_METRICS
 from scbraid.metrics.tasks.derived import DERIVED_METRICS, JOINT_PARTS, joint_scores
-from scbraid.methods.base import Matching, Prediction, held_out_cells
-from scbraid.methods.output import write_embedding, write_matching, write_prediction
 from scbraid.prepare import prepare
 
 SLUGS = {"prediction": "prediction+source=rna", "matching": "matching", "joint": "joint"}
@@ -38,9 +38,7 @@ class Place:
     folder: Path
 
     def score(self, run: Path, **options) -> pd.DataFrame:
-        table = evaluate(
-            run, self.folder / "truth.parquet", self.folder / "input.h5mu", **options
-        )
+        table = evaluate(run, self.folder / "truth.parquet", self.folder / "input.h5mu", **options)
         return table.set_index("metric")
 
     def run(self, path: Path, status: str = "ok", reason: str = "") -> Path:
@@ -118,6 +116,8 @@ def test_perfect_and_shifted_predictions(places, tmp_path):
     found = place.score(run, metrics=["mae"], solution_path=place.folder / "solution.h5ad")
     assert list(found.index) == ["mae"]
     assert found["definition"]["mae"] == TASK_METRICS["mae"].definition
+    with pytest.raises(UnknownNameError, match="unknown metric of the task prediction 'foscttm'"):
+        place.score(run, metrics=["foscttm"])
 
 
 def test_a_prediction_of_other_cells_or_features_is_refused(places, tmp_path):
@@ -125,14 +125,14 @@ def test_a_prediction_of_other_cells_or_features_is_refused(places, tmp_path):
     perfect, run = solution(place), place.run(tmp_path)
     few = dataclasses.replace(perfect, cells=perfect.cells[1:], values=perfect.values[1:])
     write_prediction(run / "prediction.h5ad", few)
-    with pytest.raises(ContractError, match="cells are not those of .*: 1 are missing, 0 unknown"):
+    with pytest.raises(ContractError, match=r"cells are not those of .*: 1 are missing, 0 unknown"):
         place.score(run)
     names = np.r_[["nobody"], perfect.features[1:]]
     write_prediction(run / "prediction.h5ad", dataclasses.replace(perfect, features=names))
-    with pytest.raises(ContractError, match="features are not those of .* 1 unknown"):
+    with pytest.raises(ContractError, match=r"features are not those of .* 1 unknown"):
         place.score(run)
     (run / "prediction.h5ad").unlink()
-    with pytest.raises(DataError, match="prediction.h5ad does not exist"):
+    with pytest.raises(DataError, match=r"prediction\.h5ad does not exist"):
         place.score(run)
 
 
@@ -254,11 +254,12 @@ def test_cell_cycle_is_compared_with_the_expression_space(places, tmp_path):
         table = table.append_column(name, pa.array(values))
     pq.write_table(table, folder / "truth.parquet")
     scores = {}
-    for name, embedding in (("kept", space), ("lost", np.random.default_rng(0).normal(size=space.shape))):
+    for name, embedding in (
+        ("kept", space),
+        ("lost", np.random.default_rng(0).normal(size=space.shape)),
+    ):
         run = place.run(tmp_path / name)
-        write_embedding(
-            run / "embedding.h5ad", cells, dict.fromkeys(cells, embedding), "X_m"
-        )
+        write_embedding(run / "embedding.h5ad", cells, dict.fromkeys(cells, embedding), "X_m")
         found = evaluate(run, folder / "truth.parquet", place.folder / "input.h5mu")
         scores[name] = found.set_index("metric")["value"]["cell_cycle_conservation"]
         assert found.set_index("metric")["reason"]["joint_mean"] == ""

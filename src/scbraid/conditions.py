@@ -9,8 +9,9 @@ written as a short text that is also a folder name, its slug::
 
 The part before ``@`` starts with the task and describes the cells and features; the part behind it
 describes the guidance graph. The tasks of the NeurIPS 2021 competition (docs/tasks.md) name their
-test cells as well: ``prediction+source=rna``, ``matching+split=batch+test_batches=b3-b4``. Settings at their default are left out, the others stand in a fixed
-order, so one condition has exactly one slug.
+test cells as well: ``prediction+source=rna``, ``matching+split=batch+test_batches=b3-b4``. Settings
+at their default are left out, the others stand in a fixed order, so one condition has exactly one
+slug.
 """
 
 from __future__ import annotations
@@ -390,13 +391,13 @@ def _coerce(field: dataclasses.Field[Any], value: Any, what: str) -> Value:
         msg = f"{what} setting {field.name!r} is {value!r}; expected {_expected(field)}"
         raise ConfigError(msg) from None
     limits = field.metadata
-    if result is not None and not isinstance(result, bool | str | tuple):
-        # Written so that NaN fails as well.
-        if not all(
-            limits[name] is None or holds(result, limits[name]) for name, holds in _LIMITS.items()
-        ):
-            msg = f"{what} setting {field.name!r} is {value!r}; expected {_expected(field)}"
-            raise ConfigError(msg)
+    is_number = result is not None and not isinstance(result, bool | str | tuple)
+    # Written so that NaN fails as well.
+    if is_number and not all(
+        limits[name] is None or holds(result, limits[name]) for name, holds in _LIMITS.items()
+    ):
+        msg = f"{what} setting {field.name!r} is {value!r}; expected {_expected(field)}"
+        raise ConfigError(msg)
     if limits["choices"] is not None and result not in limits["choices"]:
         raise UnknownNameError(near_miss(str(result), limits["choices"], field.name))
     return result

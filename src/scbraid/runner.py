@@ -106,7 +106,8 @@ def run_method(request: RunRequest) -> dict[str, Any]:
 
     The method works in a child process. Whatever happens to it (an exception, the memory killer, a
     limit), ``status.json`` says so, and ``embedding.h5ad`` exists (with 0 cells unless all went
-    well, and for an answer that is no embedding: ``prediction.h5ad``, ``matching.npz``). Results are moved into place only when complete; the status comes last.
+    well, and for an answer that is no embedding: ``prediction.h5ad``, ``matching.npz``). Results
+    are moved into place only when complete; the status comes last.
 
     A training writes ``checkpoint.pt`` in the folder every `request.checkpoint_every` seconds. The
     same request goes on from it, to the same end; it is removed when the run has ended well.

@@ -49,8 +49,8 @@ class Catalogue:
         By name: title, role, uses, presets, names of options, whether it is deterministic, its
         module and whether it trains on a GPU.
     metrics
-        Those that runs are scored by, of whatever task: by name, whether ``higher`` or ``lower`` is better;
-        ``none`` where neither is.
+        Those that runs are scored by, of whatever task: by name, whether ``higher`` or ``lower`` is
+        better; ``none`` where neither is.
     figures
         By kind, what it is drawn from: scores, runs, embeddings, histories, guidance.
     check_values

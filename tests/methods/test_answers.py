@@ -138,9 +138,7 @@ def weighed(m: Matching, value: float, *, hard: bool = True) -> Matching:
         (lambda m: weighed(m, -1.0), "1 weights that are negative or not finite (first: -1)"),
         (lambda m: weighed(m, np.nan), "1 weights that are negative or not finite (first: nan)"),
         (
-            lambda m: dataclasses.replace(
-                m, weights=sp.csr_matrix(np.ones((20, 20), np.float32))
-            ),
+            lambda m: dataclasses.replace(m, weights=sp.csr_matrix(np.ones((20, 20), np.float32))),
             "calls its matching hard, but a cell has 20 candidates",
         ),
     ],
@@ -220,7 +218,7 @@ def test_files_hold_the_answers(prediction, matching, tmp_path):
     assert list(found.obs_names) == list(answer.cells)
     assert list(found.var_names) == list(answer.features)
     assert found.X.dtype == np.float32
-    assert (found.X == answer.values).all()
+    assert (answer.values == found.X).all()
     _, pairs = matching
     for name in ("one.npz", "two.npz"):
         write_matching(tmp_path / name, pairs)

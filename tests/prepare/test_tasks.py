@@ -338,7 +338,9 @@ def test_counts_on_disk_give_the_same_files(toy, tmp_path, task):
         assert (one[name].counts != two[name].counts).nnz == 0
         assert list(one[name].cells) == list(two[name].cells)
     if task == "prediction":
-        assert (read_solution(done.solution_path)[0] != read_solution(again.solution_path)[0]).nnz == 0
+        assert (
+            read_solution(done.solution_path)[0] != read_solution(again.solution_path)[0]
+        ).nnz == 0
 
 
 # ---------------------------------------------------------------------------------------- refusals
@@ -347,7 +349,9 @@ def test_counts_on_disk_give_the_same_files(toy, tmp_path, task):
 @pytest.mark.parametrize("condition", CONDITIONS, ids=lambda c: "-".join(map(str, c.values())))
 def test_a_task_with_a_split_needs_pairs(tmp_path, condition):
     path = write_dataset(tmp_path / "dataset.h5mu", make_layers(), META | {"paired": False})
-    with pytest.raises(ConfigError, match=f"not paired; expected task 'unpaired', got '{condition['task']}'"):
+    with pytest.raises(
+        ConfigError, match=f"not paired; expected task 'unpaired', got '{condition['task']}'"
+    ):
         run(path, tmp_path, **condition)
 
 
@@ -358,5 +362,5 @@ def test_prediction_needs_two_layers_and_a_source_among_them(tmp_path, toy):
         run(path, tmp_path, task="prediction", source="rna")
     data, _, _ = run(path, tmp_path, task="prediction", source="adt", layers=("rna", "adt"))
     assert data.meta["target"] == "rna"
-    with pytest.raises(UnknownNameError, match="unknown layer of .* 'adt'"):
+    with pytest.raises(UnknownNameError, match=r"unknown layer of .* 'adt'"):
         run(toy, tmp_path, task="prediction", source="adt")

@@ -4,10 +4,10 @@ rule prepare:
     output:
         input="<results>/prepared/{dataset}/{data_condition}/input.h5mu",
         truth="<results>/prepared/{dataset}/{data_condition}/truth.parquet",
-    wildcard_constraints:
-        data_condition=r"(?!prediction(\+|$))[^/@]+",
     log:
         "<results>/logs/prepare/{dataset}/{data_condition}.log",
+    wildcard_constraints:
+        data_condition=r"(?!prediction(\+|$))[^/@]+",
     conda:
         "../../envs/data.yaml"
     threads: 1
@@ -31,10 +31,10 @@ rule prepare_prediction:
         input="<results>/prepared/{dataset}/{data_condition}/input.h5mu",
         truth="<results>/prepared/{dataset}/{data_condition}/truth.parquet",
         solution="<results>/prepared/{dataset}/{data_condition}/solution.h5ad",
-    wildcard_constraints:
-        data_condition=r"prediction\+[^/@]+",
     log:
         "<results>/logs/prepare/{dataset}/{data_condition}.log",
+    wildcard_constraints:
+        data_condition=r"prediction\+[^/@]+",
     conda:
         "../../envs/data.yaml"
     threads: 1

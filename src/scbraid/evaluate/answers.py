@@ -13,7 +13,7 @@ import scipy.sparse as sp
 
 from scbraid.conditions import SPLIT_TASKS
 from scbraid.data.layers import read_frame, read_matrix
-from scbraid.errors import ContractError, DataError
+from scbraid.errors import ContractError, DataError, UnknownNameError
 from scbraid.evaluate.matching import match
 from scbraid.evaluate.readers import JOINT, Embedding, open_hdf5, read_embedding, read_truth
 from scbraid.metrics import METRICS, Metric, Score, score
@@ -25,6 +25,7 @@ from scbraid.metrics.tasks.derived import (
     joint_scores,
 )
 from scbraid.metrics.tasks.matching import matching_chance, row_stochastic
+from scbraid.registry import near_miss
 
 PREDICTION_FILE = "prediction.h5ad"
 MATCHING_FILE = "matching.npz"
@@ -232,6 +233,9 @@ def _one_row_a_cell(embedding: Embedding, path: Path) -> Embedding:
 
 
 def chosen_metrics(task: str, wanted: Sequence[str] | None) -> dict[str, Metric]:
-    """Metrics of a task, of those asked for; all when None."""
+    """Metrics of a task that are asked for, all when None; another name is an UnknownNameError."""
     own = answer_metrics(task)
-    return own if wanted is None else {name: own[name] for name in wanted if name in own}
+    for name in wanted or ():
+        if name not in own:
+            raise UnknownNameError(near_miss(name, own, f"metric of the task {task}"))
+    return own if wanted is None else {name: own[name] for name in wanted}

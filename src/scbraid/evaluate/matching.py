@@ -120,7 +120,9 @@ def match(
     elif input_path is not None:
         with open_layers(input_path) as (layers, meta):
             if meta.get("task") == "joint" and needed("references"):
-                references = _joint_space(layers, meta, embedding.cells[JOINT][keep[JOINT]], input_path)
+                references = _joint_space(
+                    layers, meta, embedding.cells[JOINT][keep[JOINT]], input_path
+                )
         joint = "the embedding is joint: its rows are not those of a layer"
         absent |= dict.fromkeys(("references", "counts"), joint)
         if references is not None:

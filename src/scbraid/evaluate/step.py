@@ -81,7 +81,9 @@ def evaluate(
     task = task_of_truth(truth_path)
     status = _read_status(run_dir)
     if task is not None:
-        scores = _score_task(task, run_dir, status, truth_path, input_path, solution_path, metrics, seed)
+        scores = _score_task(
+            task, run_dir, status, truth_path, input_path, solution_path, metrics, seed
+        )
         return _written(scores, run_dir, status, out_path)
     names = expand(["benchmark"] if metrics is None else metrics)
     if status["status"] == "ok":

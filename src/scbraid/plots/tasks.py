@@ -114,8 +114,8 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
                 float(expected.mean()) if len(expected) else None,
             )
             axes.set_yticks(np.arange(len(methods)), labels if column == 0 else [""] * len(labels))
-            words = HEADLINES[condition.partition("+")[0].partition("@")[0]][1]
-            axes.set_xlabel("\n".join(wrap(words, panel_width, SIZE_TEXT)))
+            _, title = HEADLINES[condition.partition("+")[0].partition("@")[0]]
+            axes.set_xlabel("\n".join(wrap(title, panel_width, SIZE_TEXT)))
         sheet.paragraph(2.0, body + 0.5, note, width - 4)
         found = points_and_means(own, means, runs, methods)
         names = own.drop_duplicates(["dataset", "condition"])[["dataset", "condition", "metric"]]

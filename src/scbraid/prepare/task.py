@@ -36,7 +36,7 @@ from scbraid.prepare import spaces
 from scbraid.prepare.features import highly_variable, most_variable
 from scbraid.prepare.h5mu import write_h5ad, write_h5mu
 from scbraid.prepare.quality import Thresholds, check_cells, detected_features
-from scbraid.prepare.split import TEST, TRAIN, split_words, choose_test_cells
+from scbraid.prepare.split import TEST, TRAIN, choose_test_cells, split_words
 from scbraid.prepare.streamed import MappedRows
 from scbraid.prepare.targets import target_transform, to_target
 from scbraid.prepare.transforms import (
@@ -250,7 +250,8 @@ def prepare(
     source
         Of a prediction: the layer that is given for test cells.
     split, test_share, n_test, test_batches, split_seed
-        Which cells are test cells, of a task that has some: `scbraid.prepare.split.choose_test_cells`.
+        Which cells are test cells, of a task that has some, see
+        `scbraid.prepare.split.choose_test_cells`.
     seed
         Of the new order of the cells and of the solvers. The order depends on the original cell
         names as well, which the input does not hold, so that the seed alone does not undo it.
@@ -316,9 +317,7 @@ def prepare(
     withheld = _split(parts, condition, path)
     for part in parts:
         _filter_features(part, path)
-    _keep_batches(
-        parts, path, use_batch=condition.use_batch, needed=condition.task != "matching"
-    )
+    _keep_batches(parts, path, use_batch=condition.use_batch, needed=condition.task != "matching")
     with _scratch(parts, Path(input_path)) as folder:
         _name_cells(parts, seed, folder, condition.task)
         target = _set_targets(parts, condition)
@@ -345,8 +344,8 @@ def prepare(
                 "prepare": {**settings, "clip": clip},
             },
         )
-        task = condition.task if condition.task in SPLIT_TASKS else None
-        _write_truth(truth_path, parts, summaries, task)
+        told = condition.task if condition.task in SPLIT_TASKS else None
+        _write_truth(truth_path, parts, summaries, told)
         write_h5mu(input_path, visible)
     solution = None
     if target is not None and withheld is not None:
@@ -454,9 +453,7 @@ def _write_solution(path: Path, target: _Part, withheld: _Withheld, parts: list[
     names = target.layer.features.index
     columns = np.flatnonzero(withheld.features.isin(names))
     counts = take_columns(take_rows(withheld.counts, rows), columns)
-    values = to_target(
-        counts, target_transform(target.name, target.kind), target.target_total
-    )
+    values = to_target(counts, target_transform(target.name, target.kind), target.target_total)
     write_h5ad(path, values, source.layer.cells[source.test], names)
 
 
@@ -662,9 +659,7 @@ def _filter_features(part: _Part, path: Path) -> None:
         )
 
 
-def _keep_batches(
-    parts: list[_Part], path: Path, *, use_batch: bool, needed: bool = True
-) -> None:
+def _keep_batches(parts: list[_Part], path: Path, *, use_batch: bool, needed: bool = True) -> None:
     for part in parts:
         part.layer.batch = None
         if not use_batch or "batch" not in part.obs:

@@ -52,9 +52,7 @@ def test_a_block_is_the_layers_own_decomposition(data):
 
 def test_layers_in_another_order_get_the_same_rows(data):
     order = np.random.default_rng(0).permutation(150)
-    other = dataclasses.replace(
-        data, layers={"rna": data["rna"], "atac": data["atac"].take(order)}
-    )
+    other = dataclasses.replace(data, layers={"rna": data["rna"], "atac": data["atac"].take(order)})
     found, expected = fitted(other), fitted(data)
     np.testing.assert_allclose(found.embeddings["rna"], expected.embeddings["rna"], atol=1e-3)
     np.testing.assert_allclose(

@@ -55,9 +55,7 @@ def test_svd_linear_equals_the_organisers_baseline(task):
     found = fitted("svd_linear", task, source_components=5, target_components=4)
     first = TruncatedSVD(5, algorithm="arpack").fit(task.X)
     second = TruncatedSVD(4, algorithm="arpack").fit(task.Y)
-    line = LinearRegression().fit(
-        first.transform(task.X[task.train]), second.transform(task.Y)
-    )
+    line = LinearRegression().fit(first.transform(task.X[task.train]), second.transform(task.Y))
     expected = line.predict(first.transform(task.X[task.test])) @ second.components_
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -151,7 +149,7 @@ def test_arrays_are_read_from_the_input(prepared):
     assert set(found.Y.data) == {1.0}
     own = {cell: row for row, cell in enumerate(data["atac"].cells)}
     rows = [own[cell] for cell in data["rna"].cells[found.train]]
-    assert (found.Y != (data["atac"].counts[rows] > 0)).nnz == 0
+    assert ((data["atac"].counts[rows] > 0) != found.Y).nnz == 0
 
 
 @pytest.mark.parametrize(

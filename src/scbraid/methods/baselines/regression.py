@@ -71,9 +71,7 @@ def read_regression(data: Layers) -> Regression:
     transform = data.meta["layers"][target]["target"]
     low = None if transform == "identity" else 0.0
     high = 1.0 if transform == "binary" else None
-    return Regression(
-        target_values(data, source), Y, rows, test, data[source].batch, (low, high)
-    )
+    return Regression(target_values(data, source), Y, rows, test, data[source].batch, (low, high))
 
 
 def svd_of(matrix: Matrix, n_components: int) -> Svd:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from scbraid.data.layers import Layer, Layers
 from scbraid.errors import ConfigError, ContractError, DataError, NotApplicable, UnknownNameError
@@ -110,6 +111,50 @@ class Truth:
 
 
 @dataclasses.dataclass
+class Prediction:
+    """Values of a layer for cells in which it was not measured, in the space of its target.
+
+    Attributes
+    ----------
+    layer
+        Name of the predicted layer.
+    cells
+        Names of the cells, (n_cells,).
+    features
+        Names of the features, (n_features,).
+    values
+        float32 (n_cells, n_features).
+    """
+
+    layer: str
+    cells: np.ndarray
+    features: np.ndarray
+    values: np.ndarray
+
+
+@dataclasses.dataclass
+class Matching:
+    """Weights of matches between the cells of two layers.
+
+    Attributes
+    ----------
+    layers
+        Names of both layers.
+    cells
+        Names of the cells of both, (n_a,) and (n_b,).
+    weights
+        CSR (n_a, n_b), non-negative.
+    hard
+        Whether every cell was given one partner.
+    """
+
+    layers: tuple[str, str]
+    cells: tuple[np.ndarray, np.ndarray]
+    weights: sp.csr_matrix
+    hard: bool
+
+
+@dataclasses.dataclass
 class MethodResult:
     """What a method returns.
 
@@ -123,12 +168,18 @@ class MethodResult:
         Training history, one row an epoch and split; None when nothing was trained.
     details
         Numbers worth keeping in the status: epochs, clusters, schedule.
+    prediction
+        Of the task prediction; None otherwise.
+    matching
+        Of the task matching; None otherwise.
     """
 
     embeddings: dict[str, np.ndarray]
     features: dict[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
     history: pd.DataFrame | None = None
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    prediction: Prediction | None = None
+    matching: Matching | None = None
 
     def check(self, data: Layers, method: str) -> None:
         """Refuse embeddings that miss a layer or cells, differ in width, or are not numbers.

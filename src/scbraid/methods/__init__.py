@@ -34,9 +34,23 @@ def methods() -> Registry[type[Method]]:
     """Return the registry of all methods: our own, then those of installed plug-ins."""
     from scbraid.methods.baselines import BASELINES
     from scbraid.methods.glue.method import GlueMethod, PairedGlueMethod
+    from scbraid.methods.scmognn.method import (
+        ScmognnJoint,
+        ScmognnJointUnsupervised,
+        ScmognnMatching,
+        ScmognnPrediction,
+    )
 
     registry: Registry[type[Method]] = Registry("method")
-    own: tuple[type[Method], ...] = (GlueMethod, PairedGlueMethod, *BASELINES)
+    own: tuple[type[Method], ...] = (
+        GlueMethod,
+        PairedGlueMethod,
+        ScmognnPrediction,
+        ScmognnMatching,
+        ScmognnJoint,
+        ScmognnJointUnsupervised,
+        *BASELINES,
+    )
     for method in own:
         registry.register(method.info.name, method)
     for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):

@@ -36,7 +36,7 @@ class PredictionConfig(MethodConfig):
         "initial states of cells: a linear map of their SVD, or one learned vector (shared)",
         choices=("svd", "shared"),
     )
-    svd_dim: int = option(100, "components of the SVD (fewer where the input has fewer)", ge=1)
+    svd_dim: int = option(50, "components of the SVD (fewer where the input has fewer)", ge=1)
     batch_features: bool = option(True, "tell cells nine statistics of their batch")
     readout: str = option(
         "concatenate",
@@ -84,7 +84,11 @@ class PredictionConfig(MethodConfig):
         "rate falls by 1 % every 15 steps after 1,200, early stop after 1,500",
         choices=("cosine", "decay"),
     )
-    max_steps: int = option(600, "gradient steps", ge=1)
+    max_steps: int | None = option(
+        None,
+        "gradient steps; None: five times the root of the training cells, 150 to 1,000",
+        ge=1,
+    )
     patience: int | None = option(
         None, "steps without a better validation error before the stop; None for no stop", ge=1
     )

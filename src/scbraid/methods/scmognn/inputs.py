@@ -11,72 +11,36 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scbraid.data.layers import Layer, Layers
-from scbraid.errors import DataError, NotApplicable, UnknownNameError
+from scbraid.errors import DataError, NotApplicable
 from scbraid.prepare.features import highly_variable
 from scbraid.prepare.svd import truncated_svd
-from scbraid.prepare.transforms import (
-    clr,
-    column_sums,
-    log1p,
-    normalise_total,
-    row_sums,
-    scale_rows,
-)
-from scbraid.registry import near_miss
+from scbraid.prepare.targets import target_transform, target_values, to_target
+from scbraid.prepare.transforms import column_sums, log1p, row_sums, scale_rows
 
-# What counts become where the input does not say so.
-DEFAULT_TRANSFORM = {"rna": "log1p", "adt": "clr", "atac": "binary"}
-TRANSFORMS = ("log1p", "clr", "binary")
 # Predictions beyond these are wrong for certain.
-BOUNDS = {"log1p": (0.0, np.inf), "clr": (0.0, np.inf), "binary": (0.0, 1.0)}
+BOUNDS = {
+    "log1p_normalised": (0.0, np.inf),
+    "clr": (0.0, np.inf),
+    "binary": (0.0, 1.0),
+    "identity": (-np.inf, np.inf),
+}
 # The log of normalised frequencies is taken of this many counts a cell.
 _LSI_TOTAL = 1e4
 # Cells whose statistics are computed at once.
 _STATISTICS_ROWS = 1 << 13
 
 
-def transform_of(layer: str, meta: Mapping[str, Any]) -> str:
-    """Name of the transform of a layer's counts into the space of the task.
+def stated_transform(layer: str, meta: Mapping[str, Any]) -> str:
+    """Name of the transform of a layer into the space of the task; that of counts if not stated."""
+    return meta.get("layers", {}).get(layer, {}).get("target") or target_transform(layer, "counts")
 
-    Raises
-    ------
-    UnknownNameError
-        When the input states one that there is not.
-    NotApplicable
-        When it states none, and the layer is none of rna, adt, atac.
+
+def task_values(data: Layers, layer: str) -> sp.csr_matrix:
+    """Values of a layer's cells in the space of the task, float32 CSR (n_cells, n_features).
+
+    As `scbraid.prepare.targets.target_values`; entries that became 0 are not stored.
     """
-    stated = meta.get("layers", {}).get(layer, {}).get("target")
-    found = stated or DEFAULT_TRANSFORM.get(layer)
-    if found is None:
-        msg = (
-            f"layer {layer!r} states no target transform; expected one of {', '.join(TRANSFORMS)} "
-            f"in uns['scbraid']['layers'][{layer!r}]['target']"
-        )
-        raise NotApplicable(msg)
-    if found not in TRANSFORMS:
-        raise UnknownNameError(near_miss(str(found), TRANSFORMS, f"target transform of {layer}"))
-    return str(found)
-
-
-def to_task_space(counts: sp.csr_matrix, transform: str) -> sp.csr_matrix:
-    """Map counts to the space of the task, float32 CSR of the same shape.
-
-    Parameters
-    ----------
-    counts
-        Shape (n_cells, n_features), values ≥ 0.
-    transform
-        ``log1p`` of counts over the cell's size factor (total over median total), ``clr``, or
-        ``binary``.
-    """
-    if transform == "log1p":
-        found = log1p(normalise_total(counts))
-    elif transform == "clr":
-        found = clr(counts)
-    else:
-        found = sp.csr_matrix(counts, copy=True)
-        found.data = (found.data > 0).astype(np.float64)
-    found = sp.csr_matrix(found, dtype=np.float32)
+    found = sp.csr_matrix(target_values(data, layer), copy=True)
     found.eliminate_zeros()
     found.sort_indices()
     return found
@@ -125,8 +89,8 @@ def encode_batches(*layers: Layer) -> tuple[list[str], list[np.ndarray]]:
     for layer in layers:
         if layer.batch is None:
             msg = (
-                f"layer {layer.name!r} has no obs column 'batch', layer {with_batch[0].name!r} has; "
-                "give both layers theirs, or none"
+                f"layer {layer.name!r} has no obs column 'batch', layer "
+                f"{with_batch[0].name!r} has; give both layers theirs, or none"
             )
             raise DataError(msg)
         n_missing = int((layer.batch == "").sum())
@@ -205,23 +169,31 @@ def make_prediction_inputs(data: Layers, *, n_top_features: int | None) -> Predi
             "least 3 to train on"
         )
         raise DataError(msg)
-    source = source.take(np.concatenate([train, test]))
-    target = target.take(position[train])
-    counts = _counts(source)
+    # Test cells behind the training cells.
+    rows = np.concatenate([train, test])
+    counts = _counts(source)[rows]
+    _counts(target)
     # A cell's statistics and total are those of all features, whichever are used.
-    values = to_task_space(counts, transform_of(source.name, data.meta))
+    values = sp.csr_matrix(task_values(data, source.name)[rows])
     features = source.features.index.to_numpy(dtype=str)
     if n_top_features is not None and n_top_features < source.n_features:
         ranked = highly_variable(counts, n_top_features)
         chosen = np.flatnonzero(ranked["highly_variable"].to_numpy())
         values, features = sp.csr_matrix(values[:, chosen]), features[chosen]
     batches, (batch,) = encode_batches(source)
-    transform = transform_of(target.name, data.meta)
     return PredictionInputs(
-        source.name, target.name, transform, values, to_task_space(_counts(target), transform),
-        len(train), source.cells, target.features.index.to_numpy(dtype=str), features, batch,
-        batches,
-    )  # fmt: skip
+        source=source.name,
+        target=target.name,
+        transform=stated_transform(target.name, data.meta),
+        values=values,
+        targets=sp.csr_matrix(task_values(data, target.name)[position[train]]),
+        n_train=len(train),
+        cells=source.cells[rows],
+        target_features=target.features.index.to_numpy(dtype=str),
+        source_features=features,
+        batch=batch[rows],
+        batches=batches,
+    )
 
 
 def _direction(first: Layer, second: Layer, stated: str | None) -> tuple[Layer, Layer]:
@@ -364,9 +336,8 @@ def representation(
         LSI components by layer; other layers take those of rna.
     """
     counts = _counts(layer)
-    transform = transform_of(layer.name, meta)
-    if transform == "clr":
-        return to_task_space(counts, transform).toarray()
+    if stated_transform(layer.name, meta) == "clr":
+        return to_target(counts, "clr").toarray()
     return lsi(counts, fit, dims.get(layer.name, dims["rna"]))
 
 
@@ -398,8 +369,19 @@ class MatchingInputs:
     test_cells: tuple[np.ndarray, np.ndarray]
 
 
-def make_matching_inputs(data: Layers, dims: Mapping[str, int]) -> MatchingInputs:
+def make_matching_inputs(
+    data: Layers, dims: Mapping[str, int], *, within_batches: bool
+) -> MatchingInputs:
     """Put training pairs (equal names) into one order, test cells behind them.
+
+    Parameters
+    ----------
+    data
+        Two layers, training cells with equal names, test cells with unrelated ones.
+    dims
+        LSI components by layer.
+    within_batches
+        Whether test cells are to be matched within batches.
 
     Raises
     ------
@@ -432,11 +414,11 @@ def make_matching_inputs(data: Layers, dims: Mapping[str, int]) -> MatchingInput
         raise DataError(msg)
     for code in np.union1d(a[n_train:], b[n_train:]):
         sizes = [int((codes[n_train:] == code).sum()) for codes in (a, b)]
-        if 0 in sizes:
+        if 0 in sizes and within_batches:
             msg = (
                 f"batch {batches[code]!r} has {sizes[0]} test cells in {first.name!r} and "
-                f"{sizes[1]} in {second.name!r}; a match is sought within batches "
-                "(within_batches), so both need some"
+                f"{sizes[1]} in {second.name!r}; matches are sought within batches, so both need "
+                "some; or set within_batches=false"
             )
             raise DataError(msg)
     fit = np.arange(n_train)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from scbraid.nn.bipartite import BipartiteGraph, FeatureGraph, SageConvolution
 
 N_BATCH_FEATURES = 9
 _LEAKY_SLOPE = 0.01
+_BATCH_DROPOUT = 0.2
 
 
 @dataclasses.dataclass
@@ -62,16 +65,21 @@ class _Update(nn.Module):
 
 
 class _Layer(nn.Module):
-    """One layer: both directions at once, each with parameters of its own."""
+    """One layer: both directions at once, each with parameters of its own.
 
-    def __init__(self, config: PredictionConfig, in_dim: int, *, pathways: bool) -> None:
+    Features are left as they are in the last layer, whose cells alone are read out.
+    """
+
+    def __init__(
+        self, config: PredictionConfig, in_dim: int, *, pathways: bool, last: bool
+    ) -> None:
         super().__init__()
         width = config.hidden_dim
         self.to_cells = SageConvolution(in_dim, width)
-        self.to_features = SageConvolution(in_dim, width)
-        self.along_pathways = SageConvolution(in_dim, width) if pathways else None
         self.update_cells = _Update(config)
-        self.update_features = _Update(config, mixed=pathways)
+        self.to_features = None if last else SageConvolution(in_dim, width)
+        self.along_pathways = SageConvolution(in_dim, width) if pathways and not last else None
+        self.update_features = None if last else _Update(config, mixed=pathways)
 
     def forward(
         self,
@@ -81,12 +89,15 @@ class _Layer(nn.Module):
         pathways: FeatureGraph | None,
         rate: float,
     ) -> tuple[Tensor, Tensor]:
-        to_cells = self.to_cells(cells, features, lambda h: graph.to_cells(h, rate))
-        to_features = self.to_features(features, cells, lambda h: graph.to_features(h, rate))
+        message = self.to_cells(cells, features, lambda h: graph.to_cells(h, rate))
+        new_cells = self.update_cells(message)
+        if self.to_features is None or self.update_features is None:
+            return new_cells, features
+        message = self.to_features(features, cells, lambda h: graph.to_features(h, rate))
         along = None
         if self.along_pathways is not None and pathways is not None:
             along = self.along_pathways(features, features, lambda h: pathways(h, rate))
-        return self.update_cells(to_cells), self.update_features(to_features, along)
+        return new_cells, self.update_features(message, along)
 
 
 class PredictionNetwork(nn.Module):
@@ -139,7 +150,13 @@ class PredictionNetwork(nn.Module):
         )
         wide = 2 * width if config.residual.startswith("concatenate") else width
         self.layers = nn.ModuleList(
-            _Layer(config, wide if k else width, pathways=pathways) for k in range(config.n_layers)
+            _Layer(
+                config,
+                wide if k else width,
+                pathways=pathways,
+                last=k == config.n_layers - 1,
+            )
+            for k in range(config.n_layers)
         )
         weighted = config.readout == "weighted_sum"
         self.weights = nn.Parameter(torch.zeros(config.n_layers)) if weighted else None
@@ -178,17 +195,7 @@ class PredictionNetwork(nn.Module):
         config, n_cells = self.config, graph.shape[0]
         table = self.features if columns is None else self.features[columns]
         features = F.leaky_relu(table, _LEAKY_SLOPE)
-        if self.svd is not None:
-            if inputs.svd is None:
-                msg = "this network starts from an SVD of the cells; none was given"
-                raise ValueError(msg)
-            cells = self.svd(inputs.svd)
-        else:
-            shared = self.cell if self.cell is not None else self.features[:1]
-            cells = F.leaky_relu(shared, _LEAKY_SLOPE).expand(n_cells, -1)
-        if self.batch is not None and inputs.batch is not None:
-            told = F.dropout(self.batch(inputs.batch), 0.2, self.training)
-            cells = cells + F.leaky_relu(told, _LEAKY_SLOPE)
+        cells = self._start(inputs, n_cells)
         cells, features = self.blocks["cells"](cells), self.blocks["features"](features)
         rate = config.edge_dropout if self.training else 0.0
         first, before, found = (cells, features), (cells, features), []
@@ -206,6 +213,20 @@ class PredictionNetwork(nn.Module):
             before = last
             found.append(cells)
         return torch.cat(found, 1)
+
+    def _start(self, inputs: CellInputs, n_cells: int) -> Tensor:
+        """Initial states of cells, (n_cells, hidden_dim)."""
+        if self.cell is not None:
+            cells = F.leaky_relu(self.cell, _LEAKY_SLOPE).expand(n_cells, -1)
+        elif self.svd is not None and inputs.svd is not None:
+            cells = self.svd(inputs.svd)
+        else:
+            msg = "this network starts from an SVD of the cells; none was given"
+            raise ValueError(msg)
+        if self.batch is not None and inputs.batch is not None:
+            told = F.dropout(self.batch(inputs.batch), _BATCH_DROPOUT, self.training)
+            cells = cells + F.leaky_relu(told, _LEAKY_SLOPE)
+        return cells
 
     def predict(self, states: Tensor) -> Tensor:
         """Read the targets out of `cell_states`, (n_cells, n_targets); not clipped."""
@@ -243,6 +264,15 @@ class Mixture(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """Map (n_states, n, k) to (n, k)."""
         return torch.einsum("l,lnk->nk", self.logits.softmax(0), states)
+
+
+def mixture_weights(mixtures: Iterable[nn.Module]) -> list[list[float]]:
+    """Weights of every mixture, for the status of a run."""
+    found = []
+    for mixture in mixtures:
+        logits = cast("Mixture", mixture).logits
+        found.append([round(weight, 4) for weight in logits.detach().softmax(0).tolist()])
+    return found
 
 
 class MatchingNetwork(nn.Module):

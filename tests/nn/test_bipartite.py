@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
+from scbraid.errors import DataError
 from scbraid.nn.bipartite import BipartiteGraph, FeatureGraph, SageConvolution, choose_backend
 
 BACKENDS = ("sparse", "dense")
@@ -84,7 +85,9 @@ def test_dropped_edges_are_gone_and_the_others_make_up_for_them(matrix, backend)
     seen = torch.stack([graph.to_cells(torch.eye(5), 0.25) for _ in range(4000)]).numpy()
     whole = to_cells / 0.75
     ratio = np.divide(seen, whole, out=np.zeros_like(seen), where=whole != 0)
-    assert np.isclose(ratio, 0, atol=1e-5).sum() + np.isclose(ratio, 1, atol=1e-5).sum() == seen.size
+    assert (
+        np.isclose(ratio, 0, atol=1e-5).sum() + np.isclose(ratio, 1, atol=1e-5).sum() == seen.size
+    )
     np.testing.assert_allclose(seen.mean(0), to_cells, atol=0.03)
     # Every edge by itself, and anew at each call.
     kept = ratio[:, to_cells != 0] > 0.5
@@ -110,9 +113,22 @@ def test_dense_dropout_is_the_same_forward_and_backward_across_blocks(monkeypatc
     assert applied.detach().unique().numel() == 2
 
 
-def test_backend_follows_density():
-    assert choose_backend(sp.csr_matrix(np.eye(20))) == "sparse"
-    assert choose_backend(sp.csr_matrix(np.ones((20, 20)))) == "dense"
+def test_backend_follows_density(monkeypatch):
+    half = sp.csr_matrix(np.tile([[1.0, 0.0]], (20, 10)))
+    full = sp.csr_matrix(np.ones((20, 20)))
+    assert choose_backend(sp.csr_matrix(np.eye(20)), dropout=False) == "sparse"
+    # Dropout draws a number for every entry of a dense matrix.
+    assert choose_backend(half, dropout=False) == "dense"
+    assert choose_backend(half, dropout=True) == "sparse"
+    assert choose_backend(full, dropout=True) == "dense"
+    monkeypatch.setattr("scbraid.nn.bipartite.DENSE_BYTES", 1000)
+    assert choose_backend(full, dropout=True) == "sparse"
+
+
+def test_more_edges_than_can_be_numbered_are_refused(matrix, monkeypatch):
+    monkeypatch.setattr("scbraid.nn.bipartite._MOST_EDGES", 5)
+    with pytest.raises(DataError, match="edges; at most 5 fit into 32 bits"):
+        BipartiteGraph(matrix)
 
 
 def test_edges_among_features_are_means_over_all_of_them():

@@ -16,13 +16,17 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
+from scbraid.errors import DataError
+
 Backend = Literal["sparse", "dense"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
-# Share of entries from which a dense product is quicker on a CPU, edge dropout included, and the
-# bytes that it may take (docs/methods/scmognn.md has the measurement).
-DENSE_FROM = 0.3
+# Shares of entries from which a dense product is quicker on a CPU, without and with dropout of
+# edges (whose numbers it draws for all entries), and the bytes that it may take.
+# docs/methods/scmognn.md has the measurement.
+DENSE_FROM = (0.25, 0.6)
 DENSE_BYTES = 1 << 30
+_MOST_EDGES = 2**31 - 1
 # Entries of a dense matrix whose dropout is drawn at once.
 _BLOCK_ENTRIES = 1 << 22
 
@@ -49,6 +53,12 @@ class _Structure(nn.Module):
     def __init__(self, matrix: sp.csr_matrix) -> None:
         super().__init__()
         self.shape = (int(matrix.shape[0]), int(matrix.shape[1]))
+        if matrix.nnz > _MOST_EDGES:
+            msg = (
+                f"the graph has {matrix.nnz:,} edges; at most {_MOST_EDGES:,} fit into 32 "
+                "bits: use fewer features"
+            )
+            raise DataError(msg)
         # Numbered entries, turned: the numbers tell where each of them came from.
         numbered = sp.csr_matrix(
             (np.arange(matrix.nnz, dtype=np.int32), matrix.indices, matrix.indptr), matrix.shape
@@ -177,21 +187,21 @@ class BipartiteGraph(nn.Module):
         CSR (n_cells, n_features); a stored entry that is not 0 is an edge, its value the weight
         (of any sign).
     backend
-        ``sparse``, ``dense``, or None to choose by the share of entries and the memory.
+        ``sparse`` or ``dense``; the result is the same.
     """
 
     values: Tensor
     cell_scale: Tensor
     feature_scale: Tensor
 
-    def __init__(self, matrix: sp.csr_matrix, backend: Backend | None = None) -> None:
+    def __init__(self, matrix: sp.csr_matrix, backend: Backend = "sparse") -> None:
         super().__init__()
         matrix = sp.csr_matrix(matrix, dtype=np.float32, copy=True)
         matrix.sum_duplicates()
         matrix.eliminate_zeros()
         self.shape = (int(matrix.shape[0]), int(matrix.shape[1]))
         self.n_edges = int(matrix.nnz)
-        self.backend: Backend = choose_backend(matrix) if backend is None else backend
+        self.backend = backend
         degrees = np.diff(matrix.indptr), np.bincount(matrix.indices, minlength=matrix.shape[1])
         for name, degree in zip(("cell_scale", "feature_scale"), degrees, strict=True):
             scale = (1.0 / np.maximum(degree, 1)).astype(np.float32)[:, None]
@@ -275,11 +285,11 @@ def _keep(values: Tensor, dropout: float) -> tuple[Tensor | None, float]:
     return keep.bernoulli_(1 - dropout), 1 / (1 - dropout)
 
 
-def choose_backend(matrix: sp.csr_matrix) -> Backend:
-    """Return ``dense`` where most entries are stored and the matrix is small, else ``sparse``."""
+def choose_backend(matrix: sp.csr_matrix, *, dropout: bool) -> Backend:
+    """Return ``dense`` for small matrices with many entries, else ``sparse``."""
     n_entries = matrix.shape[0] * matrix.shape[1]
     fits = 4 * n_entries <= DENSE_BYTES
-    return "dense" if fits and matrix.nnz >= DENSE_FROM * n_entries else "sparse"
+    return "dense" if fits and matrix.nnz >= DENSE_FROM[dropout] * n_entries else "sparse"
 
 
 class SageConvolution(nn.Module):

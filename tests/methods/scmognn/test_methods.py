@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from scbraid.data.layers import Layers
 from scbraid.errors import ConfigError, DataError, NotApplicable
@@ -99,6 +100,19 @@ def test_chunks_of_the_output_change_nothing(prediction, quick_options):
         for n in (4096, 13)
     )
     np.testing.assert_allclose(whole, parts, atol=1e-4)
+
+
+def test_values_that_are_no_counts_may_have_any_sign(prediction, quick_options):
+    data, _ = prediction(source="adt", target="rna")
+    layer = data["adt"]
+    values = np.log1p(layer.counts.toarray())
+    layer.counts = sp.csr_matrix(values - values.mean(0))
+    data.meta["layers"]["adt"]["target"] = "identity"
+    found = fit("scmognn_prediction", data, quick_options["prediction"]).prediction
+    assert np.isfinite(found.values).all()
+    layer.counts.data[0] = np.nan
+    with pytest.raises(DataError, match="layer 'adt' has values that are NaN or infinite"):
+        fit("scmognn_prediction", data, quick_options["prediction"])
 
 
 def without_test_cells(data):
@@ -364,9 +378,7 @@ def test_joint_follows_its_seed_alone(joint, quick_options):
     assert not np.array_equal(first, other)
 
 
-@pytest.mark.parametrize(
-    "preset", ["paper", "single_graph", "no_propagation", "uniform_batches"]
-)
+@pytest.mark.parametrize("preset", ["paper", "single_graph", "no_propagation", "uniform_batches"])
 def test_presets_of_the_joint_embedding_train(joint, quick_options, preset):
     data, table = joint()
     options = {k: v for k, v in quick_options["joint"].items() if k != "min_steps"}

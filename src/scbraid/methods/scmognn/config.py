@@ -36,7 +36,9 @@ class PredictionConfig(MethodConfig):
         "initial states of cells: a linear map of their SVD, or one learned vector (shared)",
         choices=("svd", "shared"),
     )
-    svd_dim: int = option(50, "components of the SVD (fewer where the input has fewer)", ge=1)
+    svd_dim: int | None = option(
+        None, "components of the SVD; None: the root of the training cells, 20 to 100", ge=1
+    )
     batch_features: bool = option(True, "tell cells nine statistics of their batch")
     readout: str = option(
         "concatenate",
@@ -187,10 +189,20 @@ class MatchingConfig(MethodConfig):
     """Options of matching; docs/methods/scmognn.md argues every default."""
 
     # What the encoders see.
-    rna_dim: int = option(256, "LSI components of rna (fewer where the input has fewer)", ge=1)
-    atac_dim: int = option(512, "LSI components of atac", ge=1)
+    rna_dim: int | None = option(
+        None, "LSI components of rna; None: twice the root of the pairs, 20 to 256", ge=1
+    )
+    atac_dim: int | None = option(
+        None, "LSI components of atac; None: twice the root of the pairs, 20 to 512", ge=1
+    )
     n_propagations: int = option(
         4, "iterations of the propagation, the first is not used; 0: the input itself", ge=0
+    )
+    scaling: str = option(
+        "centre",
+        "columns before the propagation: mean 0 (centre), deviation 1 as well (unit), or as they "
+        "are (none)",
+        choices=("centre", "unit", "none"),
     )
     # Encoders and decoders.
     hidden_dim: int = option(512, "width of hidden layers, encoder of the first layer", ge=1)
@@ -201,6 +213,13 @@ class MatchingConfig(MethodConfig):
     second_dropout: float = option(0.2, "dropout rate, the other encoder", ge=0, lt=1)
     decoder_dim: int = option(512, "width of the decoders' hidden layer", ge=1)
     latent_dim: int = option(64, "width of the shared space", ge=1)
+    encoder_start: str = option(
+        "cca",
+        "cca: encoders begin as the canonical correlation of the pairs and learn what to add; "
+        "random: as any network",
+        choices=("cca", "random"),
+    )
+    cca_ridge: float = option(1.0, "cca: ridge on the covariance of standardised columns", gt=0)
     log_scale: float = option(2.739896, "logarithm of the factor on cosines (at the start)")
     learn_scale: bool = option(False, "whether the factor is learned")
     lam_prediction: float = option(1.0, "weight of decoding from the other encoder", ge=0)
@@ -218,6 +237,11 @@ class MatchingConfig(MethodConfig):
         10, "an epoch is as many passes over the pairs as have this number of steps", ge=1
     )
     max_epochs: int = option(100, "epochs at most", ge=1)
+    monitor: str = option(
+        "contrast",
+        "what is looked at on held-out pairs: the contrastive loss, or the share of misses (error)",
+        choices=("contrast", "error"),
+    )
     patience: int = option(20, "epochs without a better validation score before the stop", ge=1)
     validation_share: float = option(0.1, "share of training pairs held out", gt=0, lt=1)
     validation_cells: int = option(4096, "pairs held out at most", ge=2)
@@ -249,6 +273,11 @@ _MULTIOME: dict[str, Any] = {
     "log_scale": 3.065016,
 }
 _MATCHING_PAPER: dict[str, Any] = {
+    "rna_dim": 256,
+    "atac_dim": 512,
+    "scaling": "none",
+    "encoder_start": "random",
+    "monitor": "error",
     "batch_scheme": "mixed",
     "min_steps_per_epoch": 1,
     "max_epochs": 2_000,

@@ -58,6 +58,15 @@ def _counts(layer: Layer) -> sp.csr_matrix:
     return counts
 
 
+def _check_values(layer: Layer, meta: Mapping[str, Any]) -> None:
+    """Refuse negative counts; values that are no counts may have any sign, and must be finite."""
+    if stated_transform(layer.name, meta) != "identity":
+        _counts(layer)
+    elif not np.isfinite(sp.csr_matrix(layer.counts).data).all():
+        msg = f"layer {layer.name!r} has values that are NaN or infinite; take them out"
+        raise DataError(msg)
+
+
 def two_layers(data: Layers, method: str) -> tuple[Layer, Layer]:
     """Both layers, rna first where it is one of them.
 
@@ -171,13 +180,13 @@ def make_prediction_inputs(data: Layers, *, n_top_features: int | None) -> Predi
         raise DataError(msg)
     # Test cells behind the training cells.
     rows = np.concatenate([train, test])
-    counts = _counts(source)[rows]
-    _counts(target)
+    for layer in (source, target):
+        _check_values(layer, data.meta)
     # A cell's statistics and total are those of all features, whichever are used.
     values = sp.csr_matrix(task_values(data, source.name)[rows])
     features = source.features.index.to_numpy(dtype=str)
     if n_top_features is not None and n_top_features < source.n_features:
-        ranked = highly_variable(counts, n_top_features)
+        ranked = highly_variable(_counts(source)[rows], n_top_features)
         chosen = np.flatnonzero(ranked["highly_variable"].to_numpy())
         values, features = sp.csr_matrix(values[:, chosen]), features[chosen]
     batches, (batch,) = encode_batches(source)
@@ -213,7 +222,9 @@ def _direction(first: Layer, second: Layer, stated: str | None) -> tuple[Layer, 
     raise DataError(msg)
 
 
-def batch_features(values: sp.csr_matrix, batch: np.ndarray) -> np.ndarray:
+def batch_features(
+    values: sp.csr_matrix, batch: np.ndarray, *, n_fit: int | None = None
+) -> np.ndarray:
     """Nine statistics of every cell's values, averaged over the cell's batch.
 
     Mean and standard deviation over all features; quartiles, maximum, number (in thousands), mean
@@ -226,6 +237,9 @@ def batch_features(values: sp.csr_matrix, batch: np.ndarray) -> np.ndarray:
         CSR (n_cells, n_features).
     batch
         Codes from 0, (n_cells,).
+    n_fit
+        A batch's mean is over its cells among so many first ones, where it has any; over all of
+        them when None.
 
     Returns
     -------
@@ -237,8 +251,12 @@ def batch_features(values: sp.csr_matrix, batch: np.ndarray) -> np.ndarray:
     for first in range(0, n_cells, _STATISTICS_ROWS):
         rows = slice(first, first + _STATISTICS_ROWS)
         found[rows] = _row_statistics(values[rows], n_features)
-    members = np.bincount(batch)
-    means = np.stack([np.bincount(batch, column) / np.maximum(members, 1) for column in found.T], 1)
+    counted = np.ones(n_cells)
+    if n_fit is not None:
+        known = np.bincount(batch[:n_fit], minlength=batch.max() + 1) > 0
+        counted[n_fit:] = ~known[batch[n_fit:]]
+    members = np.maximum(np.bincount(batch, counted), 1)
+    means = np.stack([np.bincount(batch, column * counted) / members for column in found.T], 1)
     return means[batch].astype(np.float32)
 
 
@@ -341,6 +359,15 @@ def representation(
     return lsi(counts, fit, dims.get(layer.name, dims["rna"]))
 
 
+# Components of the original, for tens of thousands of pairs. With few pairs most of them are noise.
+_WIDEST = {"rna": 256, "atac": 512}
+_NARROWEST = 20
+
+
+def _width(n_train: int, layer: str) -> int:
+    return min(max(round(2 * np.sqrt(n_train)), _NARROWEST), _WIDEST[layer])
+
+
 @dataclasses.dataclass
 class MatchingInputs:
     """Both layers of a matching: training pairs first, then test cells in their own order.
@@ -370,7 +397,7 @@ class MatchingInputs:
 
 
 def make_matching_inputs(
-    data: Layers, dims: Mapping[str, int], *, within_batches: bool
+    data: Layers, dims: Mapping[str, int | None], *, within_batches: bool
 ) -> MatchingInputs:
     """Put training pairs (equal names) into one order, test cells behind them.
 
@@ -379,7 +406,7 @@ def make_matching_inputs(
     data
         Two layers, training cells with equal names, test cells with unrelated ones.
     dims
-        LSI components by layer.
+        LSI components of rna and atac; None for twice the root of the pairs, within a range.
     within_batches
         Whether test cells are to be matched within batches.
 
@@ -422,7 +449,8 @@ def make_matching_inputs(
             )
             raise DataError(msg)
     fit = np.arange(n_train)
-    reps = tuple(representation(layer, fit, data.meta, dims) for layer in (first, second))
+    widths = {name: dims[name] or _width(n_train, name) for name in _WIDEST}
+    reps = tuple(representation(layer, fit, data.meta, widths) for layer in (first, second))
     return MatchingInputs(
         (first.name, second.name), (reps[0], reps[1]), n_train, (a, b), batches,
         (first.cells[n_train:], second.cells[n_train:]),

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
@@ -17,12 +18,14 @@ from scbraid.methods.scmognn.assignment import assign, largest_entries, match_we
 from scbraid.methods.scmognn.config import MatchingConfig
 from scbraid.methods.scmognn.inputs import MatchingInputs
 from scbraid.methods.scmognn.network import MatchingNetwork, mixture_weights
-from scbraid.methods.scmognn.propagation import propagate
+from scbraid.methods.scmognn.propagation import propagate, scaled
 from scbraid.train.engine import Schedule, TrainingRecord, TrainingRun, pick_device, train
 
 # Candidates from which on few of them are looked at first.
 _MANY = 2_000
 _QUANTILES = (0.995, 0.95)
+# Of the temperature of a soft answer: down to a sixty-fourth, which is all but hard.
+_HALVINGS = 6
 
 
 class PairBatches:
@@ -83,8 +86,6 @@ class MatchingTask:
         Seed of the order of pairs.
     """
 
-    monitor = "error"
-
     def __init__(
         self,
         network: MatchingNetwork,
@@ -98,6 +99,7 @@ class MatchingTask:
         self.network = network
         self.states, self.batches, self.held = states, batches, held
         self.config, self.seed = config, seed
+        self.monitor = config.monitor
         self.passes = math.ceil(config.min_steps_per_epoch / batches.n_steps)
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(
@@ -161,6 +163,52 @@ class MatchingTask:
         """Take over nothing."""
 
 
+def canonical_projections(
+    x: tuple[np.ndarray, np.ndarray], n_components: int, ridge: float
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Regularised canonical correlation of paired rows (Vinod 1976).
+
+    Columns are standardised, and `ridge` is added to the diagonals of their covariances; every
+    canonical variable is multiplied by its correlation, so that what the layers do not share has
+    no say in a cosine. Projected rows have length 1 on average.
+
+    Parameters
+    ----------
+    x
+        Paired rows, (n, k_a) and (n, k_b).
+    n_components
+        Canonical variables at most.
+    ridge
+        Above 0.
+
+    Returns
+    -------
+    list
+        By side, weights (k, m) and offset (m,): projected rows are ``x @ weights + offset``.
+    """
+    means = [part.mean(axis=0) for part in x]
+    spreads = [np.where(part.std(axis=0) > 0, part.std(axis=0), 1.0) for part in x]
+    z = [(part - mean) / s for part, mean, s in zip(x, means, spreads, strict=True)]
+    n = len(z[0])
+    # R⁻ᵀ with RᵀR the covariance: whitened rows are z R⁻¹.
+    factors = [np.linalg.cholesky(part.T @ part / n + ridge * np.eye(part.shape[1])) for part in z]
+    white = [
+        scipy.linalg.solve_triangular(factor, part.T, lower=True).T
+        for factor, part in zip(factors, z, strict=True)
+    ]
+    U, correlations, Vt = np.linalg.svd(white[0].T @ white[1] / n, full_matrices=False)
+    m = min(n_components, len(correlations))
+    found = []
+    for factor, directions, part, mean, s in zip(
+        factors, (U, Vt.T), white, means, spreads, strict=True
+    ):
+        own = directions[:, :m] * correlations[:m]
+        own /= max(np.linalg.norm(part @ own, axis=1).mean(), 1e-12)
+        weights = scipy.linalg.solve_triangular(factor, own, lower=True, trans="T") / s[:, None]
+        found.append((weights, -mean @ weights))
+    return found
+
+
 @dataclasses.dataclass
 class FittedMatching:
     """Weights of matches between test cells, and what happened on the way.
@@ -206,7 +254,9 @@ def fit_matching(
     """
     run = TrainingRun() if training is None else training
     where = pick_device(device)
-    propagated = [propagate(rep, config.n_propagations) for rep in inputs.reps]
+    propagated = [
+        propagate(scaled(rep, config.scaling), config.n_propagations) for rep in inputs.reps
+    ]
     states = tuple(torch.from_numpy(part).to(where) for part in propagated)
     n_train = inputs.n_train
     order = np.random.default_rng([seed, 0]).permutation(n_train)
@@ -223,6 +273,13 @@ def fit_matching(
     torch.manual_seed(seed)
     dims = (states[0].shape[2], states[1].shape[2])
     network = MatchingNetwork(dims, len(states[0]), config).to(where)
+    if config.encoder_start == "cca":
+        learned = np.sort(order[n_held:])
+        # The mixtures are plain means at the start.
+        mixed = [part[:, learned].mean(axis=0, dtype=np.float64) for part in propagated]
+        network.start_at(
+            canonical_projections((mixed[0], mixed[1]), config.latent_dim, config.cca_ridge)
+        )
     task = MatchingTask(network, (states[0], states[1]), batches, pools, config, seed)
     schedule = Schedule(
         max_epochs=config.max_epochs,
@@ -239,11 +296,21 @@ def fit_matching(
     groups = [codes[n_train:] for codes in inputs.batch]
     if not config.within_batches:
         groups = [np.zeros_like(codes) for codes in groups]
-    weights, quantiles = answer(vectors, (groups[0], groups[1]), scale, config)
+    temperature = None
+    if config.answer == "soft":
+        with torch.no_grad():
+            own = [
+                [network.encode(k, states[k][:, torch.from_numpy(rows).to(where)])[1].cpu().numpy()
+                 for k in range(2)]
+                for rows in pools
+            ]  # fmt: skip
+        temperature = best_temperature([part[0] @ part[1].T for part in own], 1 / scale)
+    weights, quantiles = answer(vectors, (groups[0], groups[1]), temperature, config)
     names = inputs.batches if config.within_batches else ["all"]
     details: dict[str, Any] = {
         "device": str(where),
         "scale": round(scale, 4),
+        "temperature": temperature,
         "dims": list(dims),
         "mixtures": mixture_weights(network.mixtures),
         "held_out": n_held,
@@ -253,10 +320,26 @@ def fit_matching(
     return FittedMatching(weights, vectors, [record], details)
 
 
+def best_temperature(pools: Sequence[np.ndarray], start: float) -> float:
+    """Temperature at which the plan gives true partners of held-out pairs the most probability.
+
+    Parameters
+    ----------
+    pools
+        Cosines of held-out pairs, (n, n) each, partners on the diagonal.
+    start
+        The highest one that is tried; the others are halves of it, six times over. Of equals the
+        highest.
+    """
+    temperatures = [start / 2**k for k in range(_HALVINGS + 1)]
+    found = [sum(np.trace(transport(pool, t)) for pool in pools) for t in temperatures]
+    return temperatures[int(np.argmax(found))]
+
+
 def answer(
     vectors: tuple[np.ndarray, np.ndarray],
     groups: tuple[np.ndarray, np.ndarray],
-    scale: float,
+    temperature: float | None,
     config: MatchingConfig,
 ) -> tuple[sp.csr_matrix, dict[int, float]]:
     """Match the cells of each group among themselves.
@@ -267,8 +350,8 @@ def answer(
         Unit vectors of the cells of both layers.
     groups
         Their groups; each has cells of both layers.
-    scale
-        Factor on cosines in the training; the temperature of the soft answer is one over it.
+    temperature
+        Of the soft answer; the hard one needs none.
     config
         Options.
 
@@ -284,8 +367,8 @@ def answer(
     for code in np.unique(groups[0]).tolist():
         a, b = (np.flatnonzero(own == code) for own in groups)
         cosines = vectors[0][a].astype(np.float64) @ vectors[1][b].astype(np.float64).T
-        if config.answer == "soft":
-            part = largest_entries(transport(cosines, 1 / scale), config.soft_entries).tocoo()
+        if temperature is not None:
+            part = largest_entries(transport(cosines, temperature), config.soft_entries).tocoo()
             rows.append(a[part.row])
             columns.append(b[part.col])
             values.append(part.data)

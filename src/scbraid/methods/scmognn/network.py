@@ -299,6 +299,11 @@ class MatchingNetwork(nn.Module):
             gelu_mlp(dim, hidden, config.latent_dim, dropout)
             for dim, (hidden, dropout) in zip(dims, shapes, strict=True)
         )
+        self.straight = (
+            nn.ModuleList(nn.Linear(dim, config.latent_dim) for dim in dims)
+            if config.encoder_start == "cca"
+            else None
+        )
         self.decoders = nn.ModuleList(
             gelu_mlp(config.latent_dim, [config.decoder_dim], dim, 0.2) for dim in dims
         )
@@ -316,7 +321,31 @@ class MatchingNetwork(nn.Module):
     def encode(self, k: int, states: Tensor) -> tuple[Tensor, Tensor]:
         """Mix the states (n_states, n, dim) of layer k; return the mixture and its unit vector."""
         mixed = self.mixtures[k](states)
-        return mixed, F.normalize(self.encoders[k](mixed))
+        found = self.encoders[k](mixed)
+        if self.straight is not None:
+            found = found + self.straight[k](mixed)
+        return mixed, F.normalize(found)
+
+    @torch.no_grad()
+    def start_at(self, projections: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Start the encoders as linear maps, to which the networks add nothing at first.
+
+        Parameters
+        ----------
+        projections
+            By layer, weights (dim, m) with m of at most the latent width, and offset (m,).
+        """
+        if self.straight is None:
+            msg = "this network has no linear path; configure encoder_start='cca'"
+            raise ValueError(msg)
+        for k, (weight, offset) in enumerate(projections):
+            linear = cast("nn.Linear", self.straight[k])
+            last = cast("nn.Linear", cast("nn.Sequential", self.encoders[k])[-1])
+            for parameter in (linear.weight, linear.bias, last.weight, last.bias):
+                parameter.zero_()
+            m = weight.shape[1]
+            linear.weight[:m] = torch.from_numpy(weight.T.astype(np.float32))
+            linear.bias[:m] = torch.from_numpy(offset.astype(np.float32))
 
 
 # -- joint embedding -----------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from scbraid.methods.scmognn.config import PredictionConfig
 from scbraid.methods.scmognn.inputs import BOUNDS, PredictionInputs, batch_features
 from scbraid.methods.scmognn.network import CellInputs, PredictionNetwork
 from scbraid.methods.scmognn.pathways import pathway_edges, read_gene_sets
-from scbraid.nn.bipartite import Backend, BipartiteGraph, FeatureGraph
+from scbraid.nn.bipartite import Backend, BipartiteGraph, FeatureGraph, choose_backend
 from scbraid.prepare.svd import truncated_svd
 from scbraid.train.engine import Schedule, TrainingRecord, TrainingRun, pick_device, train
 from scbraid.train.schedules import Cosine
@@ -27,7 +27,8 @@ logger = logging.getLogger("scbraid")
 
 # Targets above this many bytes stay sparse and are made dense some cells at a time.
 _DENSE_TARGETS = 1 << 30
-# Steps where the options leave them open.
+# Components and steps where the options leave them open.
+_SVD_RANGE = (20, 100)
 _STEPS_PER_ROOT, _MIN_STEPS, _MAX_STEPS = 5.0, 150, 1_000
 # The original's course, in steps: rates fall from here on, and stops are looked for from there on.
 _DECAY_FROM, _DECAY_EVERY, _DECAY = 1_200, 15, 0.99
@@ -236,7 +237,7 @@ class PredictionTask:
 
     def _sampled_states(self, rows: np.ndarray, columns: np.ndarray) -> Tensor:
         part = sp.csr_matrix(self.values[rows][:, columns])
-        graph = BipartiteGraph(part, backend_of(self.config)).to(self.device)
+        graph = BipartiteGraph(part, backend_of(part, self.config)).to(self.device)
         told = self.cells.take(self._index(rows))
         return self.network.cell_states(graph, told, columns=self._index(columns))
 
@@ -256,9 +257,11 @@ class PredictionTask:
         return torch.from_numpy(rows).to(self.device)
 
 
-def backend_of(config: PredictionConfig) -> Backend | None:
-    """Back-end that the options ask for; None to choose by density."""
-    return None if config.backend == "auto" else cast("Backend", config.backend)
+def backend_of(values: sp.csr_matrix, config: PredictionConfig) -> Backend:
+    """Back-end that the options ask for, or that suits the matrix."""
+    if config.backend == "auto":
+        return choose_backend(values, dropout=config.edge_dropout > 0)
+    return cast("Backend", config.backend)
 
 
 @dataclasses.dataclass
@@ -304,8 +307,10 @@ def fit_prediction(
     n_train = inputs.n_train
     pathways = _pathways(inputs, config, where)
     seen = inputs.values[:n_train] if config.graph == "inductive" else inputs.values
-    whole = BipartiteGraph(inputs.values, backend_of(config)).to(where)
-    graph = whole if seen is inputs.values else BipartiteGraph(seen, backend_of(config)).to(where)
+    whole = BipartiteGraph(inputs.values, backend_of(inputs.values, config)).to(where)
+    graph = whole
+    if seen is not inputs.values:
+        graph = BipartiteGraph(seen, backend_of(seen, config)).to(where)
     cells = cell_inputs(inputs, config, where)
     targets = Targets(inputs.targets, where)
     splits = held_out(inputs, config, seed)
@@ -386,14 +391,18 @@ def held_out(
 def cell_inputs(
     inputs: PredictionInputs, config: PredictionConfig, device: torch.device
 ) -> CellInputs:
-    """Batch features and SVD of all cells; the SVD is fitted on those that training sees."""
+    """Batch features and SVD of all cells, made of those that training sees."""
     told = svd = None
+    values, n_train = inputs.values, inputs.n_train
+    seen = values[:n_train] if config.graph == "inductive" else values
     if config.batch_features:
-        told = torch.from_numpy(batch_features(inputs.values, inputs.batch)).to(device)
+        found = batch_features(values, inputs.batch, n_fit=seen.shape[0])
+        told = torch.from_numpy(found).to(device)
     if config.cell_start == "svd":
-        values = inputs.values
-        seen = values[: inputs.n_train] if config.graph == "inductive" else values
-        n_components = min(config.svd_dim, min(seen.shape) - 1)
+        lowest, highest = _SVD_RANGE
+        by_root = min(max(round(math.sqrt(n_train)), lowest), highest)
+        wanted = by_root if config.svd_dim is None else config.svd_dim
+        n_components = min(wanted, min(seen.shape) - 1)
         if n_components < 1:
             msg = (
                 f"cell_start=svd needs at least 2 cells and features; got {seen.shape[0]} and "
@@ -401,9 +410,9 @@ def cell_inputs(
             )
             raise ConfigError(msg)
         found = values @ truncated_svd(seen, n_components).Vt.T
-        found -= found.mean(axis=0)
+        fitted = found[: seen.shape[0]]
         # One factor for all components, so that the leading ones lead.
-        found /= max(found.std(axis=0).max(), 1e-12)
+        found = (found - fitted.mean(axis=0)) / max(fitted.std(axis=0).max(), 1e-12)
         svd = torch.from_numpy(found.astype(np.float32)).to(device)
     return CellInputs(told, svd)
 

@@ -15,6 +15,21 @@ def standardised(A: np.ndarray) -> np.ndarray:
     return (centred / spread).astype(A.dtype)
 
 
+def scaled(W: np.ndarray, scaling: str) -> np.ndarray:
+    """Columns with mean 0 (``centre``), with deviation 1 as well (``unit``), or as they are.
+
+    The mean profile is by far the largest component of values that are not centred, and the
+    propagation, a power iteration, leaves little else.
+    """
+    if scaling == "none":
+        return W
+    centred = W - W.mean(axis=0, dtype=np.float64)
+    if scaling == "unit":
+        spread = centred.std(axis=0)
+        centred /= np.where(spread > 0, spread, 1.0)
+    return centred.astype(np.float32)
+
+
 def propagate(W: np.ndarray, n_iterations: int) -> np.ndarray:
     """States of cells after every iteration but the first.
 

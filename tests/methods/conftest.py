@@ -20,6 +20,9 @@ QUICK = {
     "batch_size": 32,
     "max_epochs": 2,
     "edge_batches": 8,
+    "max_steps": 4,
+    "evaluate_every": 2,
+    "min_steps": 1,
 }
 
 

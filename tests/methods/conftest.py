@@ -23,6 +23,8 @@ QUICK = {
     "max_steps": 4,
     "evaluate_every": 2,
     "min_steps": 1,
+    "n_trials": 2,
+    "fine_tune_epochs": 2,
 }
 
 

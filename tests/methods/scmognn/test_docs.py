@@ -17,6 +17,7 @@ from scbraid.methods.scmognn.config import (
     PredictionConfig,
     UnsupervisedJointConfig,
 )
+from scbraid.nn.bipartite import BACKENDS
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "methods" / "scmognn.md"
 
@@ -65,3 +66,8 @@ def test_the_unsupervised_method_differs_where_the_page_says_so():
     first, other = JointConfig().as_dict(), UnsupervisedJointConfig().as_dict()
     differ = {name: other[name] for name in first if first[name] != other[name]}
     assert differ == {"free_dim": 50, "lam_label": 0.0, "lam_cycle": 0.0}
+
+
+def test_the_back_ends_that_can_be_chosen_are_those_that_there_are():
+    (row,) = [row for row in PredictionConfig.describe() if row["name"] == "backend"]
+    assert row["choices"] == ("auto", *BACKENDS)

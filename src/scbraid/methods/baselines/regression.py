@@ -80,7 +80,7 @@ def svd_of(matrix: Matrix, n_components: int) -> Svd:
     return truncated_svd(matrix, max(min(n_components, allowed), 1))
 
 
-class _Regressor(Method):
+class Regressor(Method):
     """A method that answers a prediction task from its arrays."""
 
     @abc.abstractmethod
@@ -102,7 +102,7 @@ class _Regressor(Method):
         return MethodResult({}, details=details, prediction=prediction)
 
 
-class FeatureMean(_Regressor):
+class FeatureMean(Regressor):
     """Every cell is predicted the training mean of every feature."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -128,7 +128,7 @@ class SvdLinearConfig(MethodConfig):
     target_components: int = option(50, "singular vectors of the target layer", ge=1)
 
 
-class SvdLinear(_Regressor):
+class SvdLinear(Regressor):
     """Linear regression between truncated singular value decompositions of both layers."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -166,7 +166,7 @@ class KnnConfig(MethodConfig):
     source_components: int = option(50, "singular vectors of the source layer", ge=1)
 
 
-class KnnRegression(_Regressor):
+class KnnRegression(Regressor):
     """Mean of the nearest training cells by cosine."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -226,7 +226,7 @@ class KernelRidgeConfig(MethodConfig):
     )
 
 
-class KernelRidge(_Regressor):
+class KernelRidge(Regressor):
     """Gaussian kernel ridge regression between decompositions, averaged over half-splits."""
 
     info: ClassVar[MethodInfo] = MethodInfo(

@@ -7,7 +7,6 @@ from typing import Any
 
 from scbraid.errors import ConfigError
 from scbraid.methods.config import MethodConfig, option
-from scbraid.nn.bipartite import BACKENDS
 
 # -- modality prediction -------------------------------------------------------------------------
 
@@ -75,7 +74,7 @@ class PredictionConfig(MethodConfig):
     backend: str = option(
         "auto",
         "how messages are computed; auto decides by the share of edges",
-        choices=("auto", *BACKENDS),
+        choices=("auto", "sparse", "dense"),
     )
     # Training.
     learning_rate: float = option(5e-3, "learning rate of AdamW", gt=0)

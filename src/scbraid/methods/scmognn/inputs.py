@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -495,6 +496,7 @@ def make_joint_inputs(
     *,
     labels: Mapping[str, str] | None,
     phases: bool,
+    represent: Callable[[Layer], np.ndarray] | None = None,
 ) -> JointInputs:
     """Bring both layers into one order and compute what the autoencoder sees.
 
@@ -508,6 +510,8 @@ def make_joint_inputs(
         Cell type by cell name, of the cells whose label is shown; None for none at all.
     phases
         Whether phase scores are wanted.
+    represent
+        What the autoencoder sees of a layer, (n_cells, k); by default `representation`.
 
     Raises
     ------
@@ -528,10 +532,12 @@ def make_joint_inputs(
     orders = (np.arange(first.n_cells), np.argsort(position))
     second = second.take(position)
     batches, (batch, _) = encode_batches(first, second)
-    rna_dim = dims["rna"] or (64 if "atac" in (first.name, second.name) else 256)
-    widths = {"rna": rna_dim, "atac": int(dims["atac"] or 0)}
-    everything = np.arange(first.n_cells)
-    reps = tuple(representation(layer, everything, data.meta, widths) for layer in (first, second))
+    if represent is None:
+        rna_dim = dims["rna"] or (64 if "atac" in (first.name, second.name) else 256)
+        widths = {"rna": rna_dim, "atac": int(dims["atac"] or 0)}
+        everything = np.arange(first.n_cells)
+        represent = partial(representation, fit=everything, meta=data.meta, dims=widths)
+    reps = tuple(represent(layer) for layer in (first, second))
     codes, names = np.full(first.n_cells, -1, np.int64), list[str]()
     if labels is not None:
         names = sorted(set(labels.values()))
@@ -539,8 +545,8 @@ def make_joint_inputs(
         codes = np.array([table.get(labels.get(cell, ""), -1) for cell in first.cells], np.int64)
         if not (codes >= 0).any():
             msg = (
-                f"none of {first.n_cells:,} cells has a label; scmognn_joint is supervised: give "
-                "the truth of the same input, or use scmognn_joint_unsupervised"
+                f"none of {first.n_cells:,} cells has a label; the method is supervised: give the "
+                "truth of the same input, or use scmognn_joint_unsupervised"
             )
             raise DataError(msg)
     scores = None

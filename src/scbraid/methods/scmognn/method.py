@@ -167,20 +167,7 @@ class ScmognnJoint(Method):
 
     def _labels(self, truth: Truth | None) -> Mapping[str, str] | None:
         """Cell type by cell name, of the cells whose label is shown."""
-        if truth is None or "cell_type" not in truth.table:
-            msg = (
-                f"{self.info.name} learns from the labels of exploration cells, and the truth it "
-                "is shown has none; give a truth with cell_type, or use scmognn_joint_unsupervised"
-            )
-            raise NotApplicable(msg)
-        table = truth.table
-        shown = table["cell_type"].notna() & (table["cell_type"].astype(str) != "")
-        if "split" in table:
-            # Whoever shows more than it should: what is to be embedded blindly stays unlabelled.
-            shown &= (table["split"] == "exploration").to_numpy()
-        own = table[shown]
-        names = np.asarray(own["cell"], dtype=str).tolist()
-        return dict(zip(names, np.asarray(own["cell_type"], dtype=str).tolist(), strict=True))
+        return exploration_labels(truth, self.info.name)
 
 
 class ScmognnJointUnsupervised(ScmognnJoint):
@@ -206,3 +193,28 @@ class ScmognnJointUnsupervised(ScmognnJoint):
 
 def _history(records: list[Any]) -> pd.DataFrame:
     return pd.DataFrame([row for record in records for row in record.history])
+
+
+def exploration_labels(truth: Truth | None, method: str) -> Mapping[str, str]:
+    """Cell type by cell name, of the exploration cells whose label is shown.
+
+    Raises
+    ------
+    NotApplicable
+        When no labels are shown.
+    """
+    if truth is None or "cell_type" not in truth.table:
+        msg = (
+            f"{method} learns from the labels of exploration cells, and the truth it is shown has "
+            "none; give a truth with cell_type, or use a method without labels, such as "
+            "scmognn_joint_unsupervised"
+        )
+        raise NotApplicable(msg)
+    table = truth.table
+    shown = table["cell_type"].notna() & (table["cell_type"].astype(str) != "")
+    if "split" in table:
+        # Whoever shows more than it should: what is to be embedded blindly stays unlabelled.
+        shown &= (table["split"] == "exploration").to_numpy()
+    own = table[shown]
+    names = np.asarray(own["cell"], dtype=str).tolist()
+    return dict(zip(names, np.asarray(own["cell_type"], dtype=str).tolist(), strict=True))

@@ -84,7 +84,9 @@ def test_novel_has_the_encoders_of_scmognn_and_nothing_else_of_it():
     )
     assert ours.keys() <= theirs.keys()
     changed = {name for name in ours if ours[name]["default"] != theirs[name]["default"]}
-    assert changed == {"scaling", "batch_scheme", "min_steps_per_epoch", "patience"}
+    assert changed == {
+        "representation", "scaling", "batch_scheme", "min_steps_per_epoch", "patience",
+    }  # fmt: skip
     lacking = theirs.keys() - ours.keys()
     assert lacking == {
         "n_propagations", "encoder_start", "cca_ridge", "decoder_dim", "lam_prediction",

@@ -9,8 +9,15 @@ import scipy.sparse as sp
 
 from scbraid.errors import DataError
 from scbraid.methods.scmognn.cycle import G2M_GENES, S_GENES, phase_scores
-from scbraid.methods.scmognn.inputs import batch_features, lsi, make_prediction_inputs
+from scbraid.methods.scmognn.inputs import (
+    batch_features,
+    decomposition,
+    lsi,
+    make_matching_inputs,
+    make_prediction_inputs,
+)
 from scbraid.methods.scmognn.pathways import pathway_edges, read_gene_sets
+from scbraid.prepare.targets import to_target
 
 
 @pytest.fixture
@@ -154,3 +161,32 @@ def test_phase_scores_find_the_cells_of_a_phase(caplog):
     assert "marker genes of phase" in caplog.text
     assert len(set(S_GENES)) == 43
     assert len(set(G2M_GENES)) == 54
+
+
+def test_decomposition_is_that_of_the_training_cells(matching):
+    data, _ = matching()
+    layer, fit = data["adt"], np.arange(80)
+    found = decomposition(layer, fit, data.meta, 3)
+    values = to_target(layer.counts, "clr").toarray().astype(float)
+    Vt = np.linalg.svd(values[:80], full_matrices=False)[2][:3]
+    expected = values @ Vt.T
+    # Signs of singular vectors are free.
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=1e-3, atol=1e-4)
+    # Without a stated total that of a median training cell; what test cells have changes nothing.
+    rna = data["rna"]
+    first = decomposition(rna, fit, data.meta, 4)
+    rna.counts = sp.csr_matrix(sp.vstack([rna.counts[:80], rna.counts[80:] * 3]))
+    np.testing.assert_allclose(decomposition(rna, fit, data.meta, 4), first, rtol=1e-3, atol=1e-3)
+
+
+def test_matching_sees_the_decomposition_where_it_is_asked_for(matching):
+    data, _ = matching("atac")
+    dims = {"rna": 7, "atac": 9}
+    lsi_both, mixed = (
+        make_matching_inputs(data, dims, within_batches=True, decompose=asked)
+        for asked in (False, True)
+    )
+    assert [rep.shape[1] for rep in mixed.reps] == [7, 9]
+    assert not np.allclose(lsi_both.reps[0], mixed.reps[0])
+    # LSI is what atac is seen by in any case.
+    np.testing.assert_array_equal(lsi_both.reps[1], mixed.reps[1])

@@ -267,6 +267,31 @@ def test_presets_of_matching_give_a_permutation(matching, quick_options, preset)
     np.testing.assert_array_equal(result.matching.weights.sum(axis=0), 1)
 
 
+def test_the_start_is_the_answer_where_training_makes_it_worse(matching):
+    from scbraid.methods.scmognn.config import MatchingConfig
+    from scbraid.methods.scmognn.inputs import make_matching_inputs
+    from scbraid.methods.scmognn.matching import canonical_projections, fit_matching
+    from scbraid.methods.scmognn.propagation import propagate, scaled
+
+    data, _ = matching()
+    dims = {"rna": 8, "atac": 8}
+    inputs = make_matching_inputs(data, dims, within_batches=True, decompose=True)
+    quick = {"hidden_dim": 8, "second_hidden_dim": 8, "decoder_dim": 4, "latent_dim": 6}
+    config = MatchingConfig(**quick, max_epochs=2, min_steps_per_epoch=3, learning_rate=10.0)
+    found = fit_matching(inputs, config, seed=0, device="cpu")
+    assert found.details["kept"] == "start"
+    # Of all pairs, held out or not.
+    mixed = [propagate(scaled(rep, "centre"), 4).mean(0).astype(float) for rep in inputs.reps]
+    maps = canonical_projections((mixed[0][:80], mixed[1][:80]), 6, 1.0)
+    for part, (weight, offset), vectors in zip(mixed, maps, found.vectors, strict=True):
+        expected = part[80:] @ weight + offset
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+        np.testing.assert_allclose(vectors, expected, atol=1e-4)
+    # Networks from random values have no such start.
+    random = dataclasses.replace(config, encoder_start="random")
+    assert fit_matching(inputs, random, seed=0, device="cpu").details["kept"] == "trained"
+
+
 def test_sides_of_unequal_size_give_every_cell_a_candidate(matching, quick_options):
     data, _ = matching(n_test=40)
     data.layers["adt"] = data["adt"].take(np.arange(data["adt"].n_cells - 6))

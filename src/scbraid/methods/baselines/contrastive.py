@@ -19,8 +19,14 @@ from scbraid.methods.scmognn.config import MatchingConfig
 class ContrastiveConfig(MethodConfig):
     """Options of contrastive encoders; docs/tasks.md argues the defaults."""
 
+    representation: str = option(
+        "lsi",
+        "rna and proteins: LSI and CLR itself (lsi), or singular vectors of the values of the task "
+        "(svd); atac: LSI",
+        choices=("lsi", "svd"),
+    )
     rna_dim: int | None = option(
-        None, "LSI components of rna; None: twice the root of the pairs, 20 to 256", ge=1
+        None, "components of rna; None: twice the root of the pairs, 20 to 256", ge=1
     )
     atac_dim: int | None = option(
         None, "LSI components of atac; None: twice the root of the pairs, 20 to 512", ge=1
@@ -137,7 +143,10 @@ class ContrastiveMatching(Method):
             decoder_dim=1,
         )
         inputs = make_matching_inputs(
-            data, {"rna": config.rna_dim, "atac": config.atac_dim}, within_batches=True
+            data,
+            {"rna": config.rna_dim, "atac": config.atac_dim},
+            within_batches=True,
+            decompose=config.representation == "svd",
         )
         fitted = fit_matching(
             inputs, config, seed=self.seed, device=self.device, training=self.training

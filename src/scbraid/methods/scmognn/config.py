@@ -188,8 +188,14 @@ class MatchingConfig(MethodConfig):
     """Options of matching; docs/methods/scmognn.md argues every default."""
 
     # What the encoders see.
+    representation: str = option(
+        "svd",
+        "rna and proteins: singular vectors of the values of the task (svd), or LSI and CLR itself "
+        "(lsi); atac: LSI",
+        choices=("svd", "lsi"),
+    )
     rna_dim: int | None = option(
-        None, "LSI components of rna; None: twice the root of the pairs, 20 to 256", ge=1
+        None, "components of rna; None: twice the root of the pairs, 20 to 256", ge=1
     )
     atac_dim: int | None = option(
         None, "LSI components of atac; None: twice the root of the pairs, 20 to 512", ge=1
@@ -272,6 +278,7 @@ _MULTIOME: dict[str, Any] = {
     "log_scale": 3.065016,
 }
 _MATCHING_PAPER: dict[str, Any] = {
+    "representation": "lsi",
     "rna_dim": 256,
     "atac_dim": 512,
     "scaling": "none",

@@ -360,6 +360,27 @@ def representation(
     return lsi(counts, fit, dims.get(layer.name, dims["rna"]))
 
 
+def decomposition(
+    layer: Layer, fit: np.ndarray, meta: Mapping[str, Any], n_components: int
+) -> np.ndarray:
+    """Singular vectors of a layer's values in the space of the task, float32 (n_cells, k).
+
+    Fitted on some cells and applied to all; not centred.
+    """
+    transform = stated_transform(layer.name, meta)
+    counts, total = _counts(layer), meta.get("layers", {}).get(layer.name, {}).get("target_total")
+    if transform == "log1p_normalised" and total is None:
+        total = float(np.median(row_sums(sp.csr_matrix(counts[fit]))))
+    values = to_target(counts, transform, total)
+    seen = sp.csr_matrix(values[fit])
+    limit = min(seen.shape) - 1
+    if limit < 1:
+        msg = f"layer {layer.name!r} has {seen.shape[0]} x {seen.shape[1]} values; expected 2 each"
+        raise DataError(msg)
+    found = truncated_svd(seen, min(n_components, limit))
+    return np.asarray(values @ found.Vt.T, np.float32)
+
+
 # Components of the original, for tens of thousands of pairs. With few pairs most of them are noise.
 _WIDEST = {"rna": 256, "atac": 512}
 _NARROWEST = 20
@@ -398,7 +419,11 @@ class MatchingInputs:
 
 
 def make_matching_inputs(
-    data: Layers, dims: Mapping[str, int | None], *, within_batches: bool
+    data: Layers,
+    dims: Mapping[str, int | None],
+    *,
+    within_batches: bool,
+    decompose: bool = False,
 ) -> MatchingInputs:
     """Put training pairs (equal names) into one order, test cells behind them.
 
@@ -410,6 +435,8 @@ def make_matching_inputs(
         LSI components of rna and atac; None for twice the root of the pairs, within a range.
     within_batches
         Whether test cells are to be matched within batches.
+    decompose
+        Whether layers other than atac are seen by `decomposition`; otherwise by `representation`.
 
     Raises
     ------
@@ -451,7 +478,12 @@ def make_matching_inputs(
             raise DataError(msg)
     fit = np.arange(n_train)
     widths = {name: dims[name] or _width(n_train, name) for name in _WIDEST}
-    reps = tuple(representation(layer, fit, data.meta, widths) for layer in (first, second))
+    reps = tuple(
+        decomposition(layer, fit, data.meta, widths["rna"])
+        if decompose and layer.name != "atac"
+        else representation(layer, fit, data.meta, widths)
+        for layer in (first, second)
+    )
     return MatchingInputs(
         (first.name, second.name), (reps[0], reps[1]), n_train, (a, b), batches,
         (first.cells[n_train:], second.cells[n_train:]),

@@ -274,12 +274,7 @@ def fit_matching(
     dims = (states[0].shape[2], states[1].shape[2])
     network = MatchingNetwork(dims, len(states[0]), config).to(where)
     if config.encoder_start == "cca":
-        learned = np.sort(order[n_held:])
-        # The mixtures are plain means at the start.
-        mixed = [part[:, learned].mean(axis=0, dtype=np.float64) for part in propagated]
-        network.start_at(
-            canonical_projections((mixed[0], mixed[1]), config.latent_dim, config.cca_ridge)
-        )
+        _start(network, propagated, np.sort(order[n_held:]), config)
     task = MatchingTask(network, (states[0], states[1]), batches, pools, config, seed)
     schedule = Schedule(
         max_epochs=config.max_epochs,
@@ -288,7 +283,14 @@ def fit_matching(
         keep=1,
         restore="best",
     )
+    before = _monitored(task)
     record = train(task, schedule, stage="encoders", run=run)
+    # With few pairs the networks may have nothing to add. Then the start is the answer, and the
+    # pairs that told so need not be held out of it.
+    kept = "trained"
+    if config.encoder_start == "cca" and before <= _monitored(task):
+        _start(network, propagated, np.arange(n_train), config)
+        kept = "start"
     with torch.no_grad():
         found = [network.encode(k, states[k][:, n_train:])[1].cpu().numpy() for k in range(2)]
     vectors = (found[0], found[1])
@@ -314,10 +316,35 @@ def fit_matching(
         "dims": list(dims),
         "mixtures": mixture_weights(network.mixtures),
         "held_out": n_held,
+        "kept": kept,
         "quantiles": {names[code]: quantile for code, quantile in quantiles.items()},
         "stages": [record.summary()],
     }
     return FittedMatching(weights, vectors, [record], details)
+
+
+def _start(
+    network: MatchingNetwork,
+    propagated: list[np.ndarray],
+    pairs: np.ndarray,
+    config: MatchingConfig,
+) -> None:
+    """Set the encoders to the canonical correlation of some pairs, the mixtures to plain means."""
+    mixed = [part[:, pairs].mean(axis=0, dtype=np.float64) for part in propagated]
+    network.start_at(
+        canonical_projections((mixed[0], mixed[1]), config.latent_dim, config.cca_ridge)
+    )
+    with torch.no_grad():
+        for parameter in network.mixtures.parameters():
+            parameter.zero_()
+
+
+def _monitored(task: MatchingTask) -> float:
+    """What the training looks at, of the network as it is."""
+    task.model.eval()
+    with torch.no_grad():
+        (terms,) = task.validation_steps(0)
+    return float(terms[task.monitor])
 
 
 def best_temperature(pools: Sequence[np.ndarray], start: float) -> float:

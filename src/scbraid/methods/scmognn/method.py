@@ -104,6 +104,7 @@ class ScmognnMatching(Method):
             data,
             {"rna": config.rna_dim, "atac": config.atac_dim},
             within_batches=config.within_batches,
+            decompose=config.representation == "svd",
         )
         fitted = fit_matching(
             inputs, config, seed=self.seed, device=self.device, training=self.training

@@ -15,4 +15,5 @@ with job(snakemake):
         next(iter(snakemake.input.guidance), None),
         snakemake.output[0],
         reference_run=next(iter(references), None),
+        solution_path=next(iter(snakemake.input.solution), None),
     )

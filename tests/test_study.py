@@ -45,6 +45,7 @@ DATASETS = """
 datasets:
   demo: {kind: simulated, title: t, preset: demo, cells: 300, layers: {rna: {}, atac: {}}}
   other: {kind: simulated, title: t, preset: demo, cells: 300, layers: {rna: {}, atac: {}}}
+  proteins: {kind: simulated, title: t, preset: cite, cells: 300, layers: {rna: {}, adt: {}}}
   far:
     kind: mirror
     title: t
@@ -91,6 +92,30 @@ def test_two_studies_share_their_runs(root: Path) -> None:
     assert len(plan.studies["two"].rows) == 4
     # Clean guidance is the same run in both.
     assert len(plan.runs) == 4 + 2
+
+
+def test_predictions_run_where_their_source_is_a_layer(root: Path) -> None:
+    sweep = {"task": "prediction", "source": ["rna", "adt", "atac"]}
+    plan = _plan(
+        root,
+        one={
+            "datasets": ["demo", "proteins"],
+            "conditions": [sweep, "matching"],
+            "methods": ["cca"],
+        },
+    )
+    assert [(run.dataset, run.condition.slug) for run in plan.runs] == [
+        ("demo", "prediction+source=rna"),
+        ("demo", "prediction+source=atac"),
+        ("demo", "matching"),
+        ("proteins", "prediction+source=rna"),
+        ("proteins", "prediction+source=adt"),
+        ("proteins", "matching"),
+    ]
+    with pytest.raises(
+        ConfigError, match="no condition suits data set 'demo': it has no layer adt"
+    ):
+        _plan(root, two={"conditions": ["prediction+source=adt"]})
 
 
 def test_a_method_without_guidance_runs_once_for_all_graphs(root: Path) -> None:

@@ -49,8 +49,8 @@ class Catalogue:
         By name: title, role, uses, presets, names of options, whether it is deterministic, its
         module and whether it trains on a GPU.
     metrics
-        Those that every run is scored by: by name, whether ``higher`` or ``lower`` is better;
-        ``none`` where neither is.
+        Those that runs are scored by, of whatever task: by name, whether ``higher`` or ``lower`` is
+        better; ``none`` where neither is.
     figures
         By kind, what it is drawn from: scores, runs, embeddings, histories, guidance.
     check_values
@@ -67,6 +67,7 @@ class Catalogue:
     @classmethod
     def live(cls) -> Catalogue:
         """Ask the registries, plug-ins included; they import numpy, scipy and pandas."""
+        from scbraid.evaluate.answers import all_answer_metrics
         from scbraid.methods import describe_methods, methods
         from scbraid.metrics import describe_metrics
         from scbraid.plots import FIGURES
@@ -82,7 +83,10 @@ class Catalogue:
 
         return cls(
             {row["name"]: planned(row) for row in describe_methods()},
-            {row["name"]: row["direction"] for row in describe_metrics() if row["benchmark"]},
+            {
+                **{row["name"]: row["direction"] for row in describe_metrics() if row["benchmark"]},
+                **{name: metric.direction for name, metric in all_answer_metrics().items()},
+            },
             {name: kind.needs for name, kind in FIGURES.items()},
             lambda spec: methods()[spec.name].configure(spec.preset, dict(spec.options)),
         )
@@ -463,12 +467,34 @@ def plan_study(study: Study, path: Path, datasets: Datasets, catalogue: Catalogu
             for name in names:
                 if name not in known:
                     raise UnknownNameError(near_miss(name, known, kind))
+    with _noting(path, "conditions"):
+        places = _places(study.datasets, conditions, datasets)
     rows = (
         Row(condition, run)
-        for dataset, condition, method in itertools.product(study.datasets, conditions, methods)
+        for (dataset, condition), method in itertools.product(places, methods)
         for run in _runs(dataset, condition, method, study.seeds, catalogue)
     )
     return StudyPlan(path.stem, study, tuple(rows))
+
+
+def _places(
+    names: Sequence[str], conditions: Sequence[Condition], datasets: Datasets
+) -> list[tuple[str, Condition]]:
+    """Data sets and conditions together, less predictions from a layer that a data set lacks.
+
+    So one study holds all sub-tasks: from rna to adt where there is adt, to atac where there is.
+    """
+    found = []
+    for name, condition in itertools.product(names, conditions):
+        has = condition.data.layers or tuple(datasets[name].layers)
+        if condition.data.source is None or not has or condition.data.source in has:
+            found.append((name, condition))
+    for name in names:
+        if name not in [dataset for dataset, _ in found]:
+            sources = ", ".join(sorted({str(condition.data.source) for condition in conditions}))
+            msg = f"no condition suits data set {name!r}: it has no layer {sources} to predict from"
+            raise ConfigError(msg)
+    return found
 
 
 def _runs(

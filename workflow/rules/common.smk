@@ -110,6 +110,13 @@ def prepared_truth(wildcards):
     return in_prepared(wildcards, Condition.parse(wildcards.condition).data.slug, "truth.parquet")
 
 
+def solution_of(wildcards):
+    """Values that predictions are scored against."""
+    data = Condition.parse(wildcards.condition).data
+    is_prediction = data.task == "prediction"
+    return [in_prepared(wildcards, data.slug, "solution.h5ad")] if is_prediction else []
+
+
 def truth_of(wildcards):
     """The truth, for methods that declare that they use labels."""
     return [prepared_truth(wildcards)] if "labels" in method_row(wildcards)["uses"] else []

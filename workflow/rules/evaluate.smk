@@ -4,6 +4,7 @@ rule evaluate:
         status="<results>/runs/{dataset}/{condition}/{method}/{seed}/status.json",
         embedding="<results>/runs/{dataset}/{condition}/{method}/{seed}/embedding.h5ad",
         truth=prepared_truth,
+        solution=solution_of,
         data=prepared_input,
         guidance=guidance_of,
         reference=reference_run,

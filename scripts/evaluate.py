@@ -14,5 +14,6 @@ with job(snakemake):
         snakemake.input.data,
         next(iter(snakemake.input.guidance), None),
         snakemake.output[0],
+        snakemake.params.metrics,
         reference_run=next(iter(references), None),
     )

@@ -85,10 +85,11 @@ class DataCondition(_Settings):
 
     what: ClassVar[str] = "data"
 
-    task: Literal["unpaired", "paired"] = setting(
+    task: Literal["unpaired", "paired", "hybrid"] = setting(
         "unpaired",
-        "whether methods may know which cells of two layers are the same",
-        choices=("unpaired", "paired"),
+        "whether methods may know which cells of two layers are the same (paired), and whether a "
+        "part of them has atac alone (hybrid)",
+        choices=("unpaired", "paired", "hybrid"),
     )
     cells: int | None = setting(None, "cells kept in each layer; all when none", ge=2)
     subsample_seed: int = setting(0, "seed of the choice of those cells", ge=0)
@@ -102,12 +103,20 @@ class DataCondition(_Settings):
     n_lsi: int = setting(100, "LSI components of atac", ge=1)
     use_batch: bool = setting(False, "whether methods are told the batches")
     layers: tuple[str, ...] | None = setting(None, "layers kept; all when none")
+    atac_only: float = setting(
+        0.3, "hybrid: share of the paired cells whose rna is withheld", ge=0.0, le=1.0
+    )
+    atac_only_seed: int = setting(0, "hybrid: seed of the choice of those cells", ge=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.cells is None:
             # Without subsampling its seed changes nothing: one condition, one slug.
             object.__setattr__(self, "subsample_seed", 0)
+        if self.task != "hybrid":
+            object.__setattr__(self, "atac_only", type(self).atac_only)
+        if self.task != "hybrid" or self.atac_only == 0:
+            object.__setattr__(self, "atac_only_seed", 0)
 
     @property
     def slug(self) -> str:

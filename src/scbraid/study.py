@@ -49,12 +49,13 @@ class Catalogue:
         By name: title, role, uses, presets, names of options, whether it is deterministic, its
         module and whether it trains on a GPU.
     metrics
-        Those that every run is scored by: by name, whether ``higher`` or ``lower`` is better;
-        ``none`` where neither is.
+        By name, whether ``higher`` or ``lower`` is better; ``none`` where neither is.
     figures
         By kind, what it is drawn from: scores, runs, embeddings, histories, guidance.
     check_values
         Raises for option values that a method refuses; None where the methods cannot be asked.
+    on_request
+        The metrics among them that a run is scored by only if a study names them.
     """
 
     methods: dict[str, dict[str, Any]]
@@ -63,6 +64,7 @@ class Catalogue:
     check_values: Callable[[MethodSpec], object] | None = dataclasses.field(
         default=None, compare=False
     )
+    on_request: tuple[str, ...] = ()
 
     @classmethod
     def live(cls) -> Catalogue:
@@ -82,9 +84,10 @@ class Catalogue:
 
         return cls(
             {row["name"]: planned(row) for row in describe_methods()},
-            {row["name"]: row["direction"] for row in describe_metrics() if row["benchmark"]},
+            {row["name"]: row["direction"] for row in describe_metrics()},
             {name: kind.needs for name, kind in FIGURES.items()},
             lambda spec: methods()[spec.name].configure(spec.preset, dict(spec.options)),
+            tuple(row["name"] for row in describe_metrics() if not row["benchmark"]),
         )
 
     @classmethod
@@ -95,6 +98,7 @@ class Catalogue:
             {row["name"]: row for row in content["methods"]},
             content["metrics"],
             {name: tuple(needs) for name, needs in content["figures"].items()},
+            on_request=tuple(content["on_request"]),
         )
 
     @classmethod
@@ -113,6 +117,7 @@ class Catalogue:
             {
                 "methods": list(self.methods.values()),
                 "metrics": self.metrics,
+                "on_request": self.on_request,
                 "figures": self.figures,
             },
         )
@@ -365,6 +370,17 @@ class Plan:
         other = dataclasses.replace(run, seed=1 if run.seed == 0 else 0)
         comparable = "guidance" in row["uses"] and not row["deterministic"]
         return other if comparable and other in self._run_set else None
+
+    def metrics(self, run: Run) -> list[str] | None:
+        """Metrics of a run: None for those of every run, else what studies ask for beside them."""
+        asked = {
+            name
+            for study in self.studies.values()
+            if run in study.runs
+            for name in study.study.metrics or ()
+        }
+        extra = [name for name in self.catalogue.on_request if name in asked]
+        return ["benchmark", *extra] if extra else None
 
     @functools.cached_property
     def _run_set(self) -> frozenset[Run]:

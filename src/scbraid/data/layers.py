@@ -201,7 +201,10 @@ class Layers:
                         logger.warning("%s, or it takes memory as a whole", msg)
                 meta.update(_read_meta(handle))
         # A prepared input states its task; a data set states whether its cells are paired.
-        paired = meta["task"] == "paired" if "task" in meta else bool(meta.get("paired", False))
+        if "task" in meta:
+            paired = meta["task"] in ("paired", "hybrid")
+        else:
+            paired = bool(meta.get("paired", False))
         return cls(layers, paired=paired, meta=meta)
 
 

@@ -161,6 +161,11 @@ class MethodResult:
                 raise ContractError(msg)
 
 
+def task_of(data: Layers) -> str:
+    """Task of an input: what it states, else paired or unpaired as its cells are."""
+    return str(data.meta.get("task") or ("paired" if data.paired else "unpaired"))
+
+
 class Method(abc.ABC):
     """One integration method: declares what it is, and turns layers into an embedding.
 
@@ -239,9 +244,12 @@ class Method(abc.ABC):
     @classmethod
     def check_applicable(cls, data: Layers) -> None:
         """Raise NotApplicable when task or modalities do not fit."""
-        task = "paired" if data.paired else "unpaired"
+        task = task_of(data)
         # A method for unpaired data also runs on paired data: the pairing is withheld.
-        accepted = {*cls.info.tasks, *(("paired",) if "unpaired" in cls.info.tasks else ())}
+        accepted = {
+            *cls.info.tasks,
+            *(("paired", "hybrid") if "unpaired" in cls.info.tasks else ()),
+        }
         if task not in accepted:
             msg = f"{cls.info.name} needs {' or '.join(sorted(cls.info.tasks))} data; got {task}"
             raise NotApplicable(msg)

@@ -85,7 +85,8 @@ class LayerSummary:
         Columns of the representation.
     cells_removed
         Number of cells that failed quality control, by reason; a cell counts for each of its
-        reasons. ``unpaired`` counts cells of a paired data set that went because of another layer.
+        reasons. ``unpaired`` counts cells of a paired data set that went because of another layer,
+        ``withheld`` the rna cells that a hybrid lacks by choice.
     cells_not_sampled
         Number of cells left out by subsampling.
     features_removed
@@ -178,6 +179,8 @@ def prepare(
     n_lsi: int = _DEFAULT.n_lsi,
     use_batch: bool = _DEFAULT.use_batch,
     layers: Sequence[str] | None = _DEFAULT.layers,
+    atac_only: float = _DEFAULT.atac_only,
+    atac_only_seed: int = _DEFAULT.atac_only_seed,
     seed: int = 0,
     clip: Clip = "upper",
     quality: Mapping[str, Thresholds] | None = None,
@@ -202,7 +205,9 @@ def prepare(
     name
         Name of the data set, recorded in the input.
     task
-        ``unpaired`` or ``paired``.
+        ``unpaired``, ``paired`` or ``hybrid``: paired cells beside cells with atac alone, which are
+        those that the data set has and a drawn part of the others. Labels of cells with both layers
+        are then not scored.
     cells
         Cells kept in each layer, all when None; a layer with fewer keeps all of its own. A paired
         data set keeps pairs, also for an unpaired task. With the same seed, the cells of a smaller
@@ -219,6 +224,8 @@ def prepare(
         Write the batches into the input, and choose highly variable genes within batches.
     layers
         Layers kept; all when None.
+    atac_only, atac_only_seed
+        Of a hybrid: share of the paired cells whose rna is withheld, and seed of their choice.
     seed
         Of the new order of the cells and of the solvers. The order depends on the original cell
         names as well, which the input does not hold, so that the seed alone does not undo it.
@@ -256,34 +263,46 @@ def prepare(
         n_lsi=n_lsi,
         use_batch=use_batch,
         layers=None if layers is None else tuple(layers),
+        atac_only=atac_only,
+        atac_only_seed=atac_only_seed,
     )
+    hybrid = condition.task == "hybrid"
     if clip not in CLIPS:
         raise UnknownNameError(near_miss(str(clip), CLIPS, "clip"))
     path = Path(dataset_path)
     parts, paired, meta = _read(path, condition.layers, backed)
-    if condition.task == "paired" and not paired:
-        msg = f"{path}: data set {name!r} is not paired; expected task 'unpaired', got 'paired'"
+    if condition.task != "unpaired" and not paired:
+        msg = (
+            f"{path}: data set {name!r} is not paired; expected task 'unpaired', got "
+            f"{condition.task!r}"
+        )
         raise ConfigError(msg)
 
-    _filter_cells(parts, quality or {}, path, paired=paired)
+    _filter_cells(parts, quality or {}, path, paired=paired and not hybrid)
+    # The layer that decides which cells there are; in a hybrid rna follows it.
+    leading = [_leading(parts, path)] if hybrid else parts
     if condition.cells is not None:
-        _subsample(parts, condition.cells, condition.subsample_seed, path, paired=paired)
+        _subsample(leading, condition.cells, condition.subsample_seed, path, paired=paired)
+    if hybrid:
+        _withhold(parts, condition, path)
     for part in parts:
         _filter_features(part, path)
     _keep_batches(parts, path, use_batch=condition.use_batch)
     with _scratch(parts, Path(input_path)) as folder:
-        _shuffle(parts, seed, folder, jointly=condition.task == "paired")
+        _shuffle(leading, seed, folder, jointly=condition.task != "unpaired")
+        if hybrid:
+            _follow(parts, folder)
         _represent(parts, condition, clip, seed, folder)
 
         settings = {
             key: value
             for key, value in condition.arguments().items()
-            if key not in ("task", "subsample_seed", "layers")
+            if key not in ("task", "subsample_seed", "layers", "atac_only", "atac_only_seed")
         }
         summaries = {part.name: part.summary() for part in parts}
         visible = Layers(
             {part.name: part.layer for part in parts},
-            paired=condition.task == "paired",
+            paired=condition.task != "unpaired",
             meta={
                 "dataset": name,
                 "condition": condition.slug,
@@ -488,6 +507,64 @@ def _subsample(
         part.take(np.sort(order[:cells]))
 
 
+def _leading(parts: list[_Part], path: Path) -> _Part:
+    """Pair rna with atac, where rna without atac goes; return atac."""
+    names = [part.name for part in parts]
+    if sorted(names) != ["atac", "rna"]:
+        msg = (
+            f"{path}: a hybrid has cells with rna and atac beside cells with atac alone; found "
+            f"{', '.join(names)}: name both with the setting layers"
+        )
+        raise ConfigError(msg)
+    atac, rna = sorted(parts, key=lambda part: part.name)
+    rows = pd.Index(rna.origin).get_indexer(atac.origin)
+    both = rows >= 0
+    alone = rna.layer.n_cells - int(both.sum())
+    if alone:
+        rna.cells_removed = {**rna.cells_removed, "unpaired": alone}
+    rna.take(rows[both])
+    rna.pair = np.arange(both.sum(), dtype=np.int64)
+    atac.pair[both] = rna.pair
+    return atac
+
+
+def _withhold(parts: list[_Part], condition: DataCondition, path: Path) -> None:
+    """Take rna of cells that were not sampled, and of a drawn share of the others.
+
+    What is left to score are the cells with atac alone: the question of a hybrid is what the paired
+    cells do for them.
+    """
+    atac, rna = sorted(parts, key=lambda part: part.name)
+    sampled = np.isin(rna.pair, atac.pair)
+    rna.cells_not_sampled = int((~sampled).sum())
+    both = np.flatnonzero(atac.pair >= 0)
+    rng = np.random.default_rng(condition.atac_only_seed)
+    drawn = rng.permutation(both)[: round(condition.atac_only * len(both))]
+    if len(drawn):
+        rna.cells_removed = {**rna.cells_removed, "withheld": len(drawn)}
+    atac.pair[drawn] = -1
+    rna.take(np.flatnonzero(np.isin(rna.pair, atac.pair)))
+    n_alone = atac.layer.n_cells - rna.layer.n_cells
+    if rna.layer.n_cells < 2 or n_alone == 0:
+        msg = (
+            f"{path}: with atac_only={condition.atac_only:g} {rna.layer.n_cells:,} cells have rna "
+            f"and atac, and {n_alone:,} atac alone; a hybrid needs 2 of the former and 1 of the "
+            "latter"
+        )
+        raise ConfigError(msg)
+    for part in parts:
+        part.obs = part.obs.assign(scored=_scored(part, slice(None)) & (part.pair < 0))
+
+
+def _follow(parts: list[_Part], folder: Path | None) -> None:
+    """Bring rna into the order of atac, under its names."""
+    atac, rna = sorted(parts, key=lambda part: part.name)
+    both = np.flatnonzero(atac.pair >= 0)
+    rna.take(pd.Index(rna.pair).get_indexer(atac.pair[both]))
+    rna.layer.cells = atac.layer.cells[both]
+    _keep_on_disk(rna, folder)
+
+
 def _filter_features(part: _Part, path: Path) -> None:
     # A zero in an embedding is a coordinate like any other.
     is_embedding = part.kind == "embedding"
@@ -538,9 +615,14 @@ def _shuffle(parts: list[_Part], seed: int, folder: Path | None, *, jointly: boo
         # Names of equal length sort as the cells are ordered.
         width = max(6, len(str(part.layer.n_cells - 1)))
         part.layer.cells = np.array([f"{prefix}-{i:0{width}d}" for i in range(part.layer.n_cells)])
-        counts = part.layer.counts
-        if folder is not None and isinstance(counts, BackedMatrix):
-            part.layer.counts = _written(counts, folder / f"{part.name}.counts.h5")
+        _keep_on_disk(part, folder)
+
+
+def _keep_on_disk(part: _Part, folder: Path | None) -> None:
+    """Write counts that are read from the data set as they now are, where there is a folder."""
+    counts = part.layer.counts
+    if folder is not None and isinstance(counts, BackedMatrix):
+        part.layer.counts = _written(counts, folder / f"{part.name}.counts.h5")
 
 
 def _written(counts: BackedMatrix, path: Path) -> BackedMatrix:

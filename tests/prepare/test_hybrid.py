@@ -59,7 +59,7 @@ def test_a_share_of_the_rna_is_withheld(toy, tmp_path):
 
 
 def test_the_truth_pairs_what_both_layers_have_and_scores_the_others(toy, tmp_path):
-    data, truth, _ = run(toy, tmp_path)
+    _, truth, _ = run(toy, tmp_path)
     rna, atac = of(truth, "rna"), of(truth, "atac")
     alone = ~atac.index.isin(rna.index)
     assert alone.sum() == 90
@@ -74,7 +74,7 @@ def test_the_truth_pairs_what_both_layers_have_and_scores_the_others(toy, tmp_pa
 
 
 def test_nothing_of_the_withheld_rna_reaches_the_input(toy, tmp_path):
-    data, truth, _ = run(toy, tmp_path)
+    _, truth, _ = run(toy, tmp_path)
     before = (tmp_path / "input.h5mu").read_bytes()
     withheld = of(truth, "atac")["origin"][of(truth, "atac")["pair"] < 0]
     layers = make_layers()

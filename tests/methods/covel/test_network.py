@@ -252,22 +252,28 @@ def test_pooled_positions_are_sums_over_all_features_by_their_values(problem, na
         np.testing.assert_allclose(found, expected[rows.numpy()], rtol=1e-4, atol=1e-4)
 
 
-def test_joined_embeddings_are_halfway_between_both_directions(problem):
-    means = embed((p := problem(student="pooled")).network, p.cells).cells
-    joined = embed((p := problem(student="pooled", embedding="joined")).network, p.cells).cells
-    unit = embed((p := problem(student="pooled", embedding="unit")).network, p.cells).cells
+@pytest.mark.parametrize("use_rep", [True, False])
+def test_joined_embeddings_are_the_unit_mean_and_smoothed_pooled_positions(problem, use_rep):
+    p = problem(student="pooled", use_rep=use_rep, join_weight=0.7)
+    means, unit, joined = (
+        embed(p.network, p.cells, form, chunk=7).cells for form in ("mean", "unit", "joined")
+    )
     features = p.network.eval().features()[0].detach()
-    for cells in p.cells:
-        name, observed = cells.name, cells.gather(torch.arange(cells.n_cells)).observed
-        length = np.linalg.norm(means[name], axis=1, keepdims=True)
-        np.testing.assert_allclose(unit[name], means[name] / length, rtol=1e-4, atol=1e-6)
-        pooled = cells.pooled(observed, features[p.network.vertices(name)]).numpy()
-        pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
-        np.testing.assert_allclose(np.linalg.norm(joined[name], axis=1), 1, rtol=1e-5)
-        for direction in (unit[name], pooled):
-            cosine = (joined[name] * direction).sum(1)
-            half_angle = np.arccos(np.clip((unit[name] * pooled).sum(1), -1, 1)) / 2
-            np.testing.assert_allclose(cosine, np.cos(half_angle), atol=1e-3)
+
+    def normed(values):
+        return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+    for cells, layer in zip(p.cells, p.inputs.layers, strict=True):
+        np.testing.assert_allclose(unit[cells.name], normed(means[cells.name]), atol=1e-6)
+        observed = cells.gather(torch.arange(cells.n_cells)).observed
+        pooled = cells.pooled(observed, features[p.network.vertices(cells.name)]).double().numpy()
+        pooled -= pooled.mean(0)
+        if use_rep:
+            # Least squares on the representation, with an intercept.
+            design = np.column_stack([np.ones(cells.n_cells), layer.rep])
+            pooled = design @ np.linalg.lstsq(design, pooled, rcond=None)[0]
+        expected = normed(unit[cells.name] + 0.7 * normed(pooled))
+        np.testing.assert_allclose(joined[cells.name], expected, atol=1e-4)
 
 
 def test_without_the_fine_grained_view_no_cell_is_read_by_its_features(problem):

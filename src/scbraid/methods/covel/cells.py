@@ -125,6 +125,26 @@ class LayerCells:
         )
         return total - self._center @ positions
 
+    def smooth(self, values: Tensor) -> Tensor:
+        """Values of all cells as far as the layer's PCA/LSI explains them linearly, centred.
+
+        What it leaves out of sums over a cell's few counts is mostly chance of sampling. Without
+        a representation values are centred alone.
+
+        Parameters
+        ----------
+        values
+            (n_cells, k).
+        """
+        values = values - values.mean(0)
+        if self._rep is None:
+            return values
+        # On the processor in double precision, so that the basis is the same everywhere.
+        rep = self._rep.cpu().double()
+        basis, _ = torch.linalg.qr(rep - rep.mean(0))
+        fitted = basis @ (basis.T @ values.cpu().double())
+        return fitted.to(values)
+
     def tokens(self, observed: CountBatch, *, training: bool) -> TokenBatch:
         """Tokens of the cells as the options say, with what they tell of the values.
 

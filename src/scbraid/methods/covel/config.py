@@ -77,9 +77,12 @@ class CovelConfig(MethodConfig):
     )
     embedding: str = option(
         "joined",
-        "mean (of q(u|x)), unit (the same at unit length), joined (the sum of it and of the pooled "
-        "positions of the cell's features, both at unit length, at unit length)",
+        "mean (of q(u|x)), unit (the same at unit length), joined (unit, and to it the pooled "
+        "positions of the cell's features, smoothed within the layer)",
         choices=("joined", "unit", "mean"),
+    )
+    join_weight: float = option(
+        0.5, "joined: weight of the pooled positions beside 1 for the mean", ge=0
     )
     use_rep: bool = option(True, "student and residual read PCA/LSI; False: scaled log values")
     variational: bool = option(True, "q(u|x) with a spread and a KL term; False: a point")

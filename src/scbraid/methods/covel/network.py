@@ -475,7 +475,7 @@ class CovelNetwork(nn.Module):
         return self.teachers[cells.name](read, batch.own, merge)
 
     def pool(self, cells: LayerCells, batch: CellBatch, features: Tensor) -> Tensor:
-        """Pooled positions of the cells' features at unit length, (n_cells, latent_dim).
+        """Pooled positions of the cells' features, (n_cells, latent_dim).
 
         Parameters
         ----------
@@ -486,8 +486,7 @@ class CovelNetwork(nn.Module):
         features
             Feature embeddings of all vertices, (n_vertices, latent_dim).
         """
-        own = features[self.vertices(cells.name)]
-        return F.normalize(cells.pooled(batch.observed, own), dim=1)
+        return cells.pooled(batch.observed, features[self.vertices(cells.name)])
 
     def views(
         self, cells: LayerCells, batch: CellBatch, mean: Tensor, features: Tensor
@@ -508,7 +507,7 @@ class CovelNetwork(nn.Module):
         if self.config.student == "network":
             other = self.students[cells.name](batch.own)
         else:
-            other = self.pool(cells, batch, features)
+            other = F.normalize(self.pool(cells, batch, features), dim=1)
             mean = F.normalize(mean, dim=1)
         return self.projection(mean), self.projection(other)
 
@@ -573,15 +572,18 @@ def embed(
     form = form or network.config.embedding
     found = {}
     for layer in cells:
-        parts = []
+        means, pooled = [], []
         for rows in torch.arange(layer.n_cells, device=layer.batch.device).split(chunk):
             batch = layer.gather(rows)
-            place, _ = network.teach(layer, batch, features)
-            if form != "mean":
-                place = F.normalize(place, dim=1)
+            means.append(network.teach(layer, batch, features)[0])
             if form == "joined":
-                place = F.normalize(place + network.pool(layer, batch, features), dim=1)
-            parts.append(place.cpu().numpy())
-        found[layer.name] = np.concatenate(parts)
+                pooled.append(network.pool(layer, batch, features))
+        place = torch.cat(means)
+        if form != "mean":
+            place = F.normalize(place, dim=1)
+        if form == "joined":
+            smooth = F.normalize(layer.smooth(torch.cat(pooled)), dim=1)
+            place = F.normalize(place + network.config.join_weight * smooth, dim=1)
+        found[layer.name] = place.cpu().numpy()
     network.train(was_training)
     return Embedding(found, features.cpu().numpy())

@@ -50,8 +50,9 @@ def plan_stages(n_cells: int, n_layers: int, config: CovelConfig) -> Stages:
     first, last, burnin, max_steps = plan(n_cells, n_layers, config)
     if config.aligns:
         return Stages(first, last, burnin, max_steps)
-    if config.schedule == "averaged" and config.max_epochs is None:
-        last = dataclasses.replace(last, max_epochs=first.max_epochs + last.max_epochs)
+    lengths = first.max_epochs, last.max_epochs
+    if config.schedule == "averaged" and config.max_epochs is None and None not in lengths:
+        last = dataclasses.replace(last, max_epochs=sum(length or 0 for length in lengths))
     return Stages(None, last, 0, max_steps)
 
 

@@ -8,8 +8,19 @@ from typing import Any
 import pytest
 import yaml
 
+from scbraid.data.registry import load_datasets
 from scbraid.errors import ConfigError, UnknownNameError
-from scbraid.study import SCHEMAS, Catalogue, Config, Plan, Study, make_plan, schema, validate
+from scbraid.study import (
+    SCHEMAS,
+    Catalogue,
+    Config,
+    Plan,
+    Study,
+    make_plan,
+    plan_study,
+    schema,
+    validate,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,6 +50,7 @@ CATALOGUE = Catalogue(
     },
     metrics={"foscttm": "lower", "map": "higher"},
     figures={"score_summary": ("scores", "runs"), "foscttm": ("scores",)},
+    on_request=("map",),
 )
 
 DATASETS = """
@@ -135,6 +147,19 @@ def test_a_method_without_guidance_runs_once_for_all_graphs(root: Path) -> None:
 def test_a_deterministic_method_runs_once(root: Path) -> None:
     plan = _plan(root, one={"methods": ["cca"], "seeds": [5, 6]})
     assert [run.path for run in plan.runs] == ["runs/demo/unpaired/cca/0"]
+
+
+def test_metrics_on_request_are_computed_of_the_runs_of_studies_that_name_them(
+    root: Path,
+) -> None:
+    plan = _plan(
+        root,
+        one={"methods": ["glue"], "metrics": ["foscttm", "map"]},
+        two={"methods": ["glue", "random"]},
+    )
+    by_name = {run.method.name: run for run in plan.runs}
+    assert plan.metrics(by_name["glue"]) == ["benchmark", "map"]
+    assert plan.metrics(by_name["random"]) is None
 
 
 def test_features_are_compared_with_the_lowest_other_seed(root: Path) -> None:
@@ -273,8 +298,14 @@ def test_schemas_are_those_of_the_models(file: str) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "config" / "studies").glob("*.yaml")), ids=str)
 def test_shipped_studies_are_valid(path: Path) -> None:
     study = validate(Study, yaml.safe_load(path.read_text("utf-8")), str(path))
-    assert study.expand_conditions()
-    assert study.expand_methods()
+    config = [file for file in (ROOT / "config").glob("*.yaml") if file.name != "datasets.yaml"]
+    own = [yaml.safe_load(file.read_text("utf-8")).get("datasets", {}) for file in config]
+    known = load_datasets(
+        [ROOT / "config" / "datasets.yaml"],
+        {name: entry for entries in own for name, entry in entries.items()},
+    )
+    # Every name in it exists, and every option is accepted.
+    assert plan_study(study, path, known, Catalogue.live()).rows
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda p: p.name)

@@ -46,7 +46,7 @@ _LIMITS: dict[str, Callable[[Any, Any], bool]] = {
 
 # Tasks whose cells are paired and of which a part is set aside.
 SPLIT_TASKS = ("prediction", "matching", "joint")
-TASKS = ("unpaired", "paired", *SPLIT_TASKS)
+TASKS = ("unpaired", "paired", "hybrid", *SPLIT_TASKS)
 # Settings that only tasks with a split have.
 _OF_SPLIT = ("source", "split", "test_share", "n_test", "test_batches", "split_seed")
 
@@ -106,11 +106,12 @@ class DataCondition(_Settings):
 
     what: ClassVar[str] = "data"
 
-    task: Literal["unpaired", "paired", "prediction", "matching", "joint"] = setting(
+    task: Literal["unpaired", "paired", "hybrid", "prediction", "matching", "joint"] = setting(
         "unpaired",
         "what is asked: an embedding of cells whose partners are not known (unpaired) or known "
-        "(paired), one of paired cells of which a part has labels (joint), the values of a layer "
-        "(prediction) or the partners (matching) of test cells",
+        "(paired), one of paired cells beside cells with atac alone (hybrid), one of paired cells "
+        "of which a part has labels (joint), the values of a layer (prediction) or the partners "
+        "(matching) of test cells",
         choices=TASKS,
     )
     cells: int | None = setting(None, "cells kept in each layer; all when none", ge=2)
@@ -138,12 +139,20 @@ class DataCondition(_Settings):
     n_test: int | None = setting(None, "number of test cells, in place of the share", ge=1)
     test_batches: tuple[str, ...] | None = setting(None, "test batches of split=batch")
     split_seed: int = setting(0, "seed of the choice of test cells", ge=0)
+    atac_only: float = setting(
+        0.3, "hybrid: share of the paired cells whose rna is withheld", ge=0.0, le=1.0
+    )
+    atac_only_seed: int = setting(0, "hybrid: seed of the choice of those cells", ge=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.cells is None:
             # Without subsampling its seed changes nothing: one condition, one slug.
             self._reset("subsample_seed")
+        if self.task != "hybrid":
+            self._reset("atac_only", "atac_only_seed")
+        elif self.atac_only == 0:
+            self._reset("atac_only_seed")
         if self.task not in SPLIT_TASKS:
             self._reset(*_OF_SPLIT)
             return

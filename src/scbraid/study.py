@@ -23,7 +23,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from scbraid.conditions import DEFAULT_PRESET, Condition, MethodSpec, number_text
+from scbraid.conditions import (
+    DEFAULT_PRESET,
+    SPLIT_TASKS,
+    Condition,
+    MethodSpec,
+    number_text,
+)
 from scbraid.data.registry import Datasets, load_datasets
 from scbraid.errors import ConfigError, UnknownNameError
 from scbraid.files import write_json
@@ -49,12 +55,14 @@ class Catalogue:
         By name: title, role, uses, presets, names of options, whether it is deterministic, its
         module and whether it trains on a GPU.
     metrics
-        Those that runs are scored by, of whatever task: by name, whether ``higher`` or ``lower`` is
-        better; ``none`` where neither is.
+        Those of runs of whatever task: by name, whether ``higher`` or ``lower`` is better; ``none``
+        where neither is.
     figures
         By kind, what it is drawn from: scores, runs, embeddings, histories, guidance.
     check_values
         Raises for option values that a method refuses; None where the methods cannot be asked.
+    on_request
+        The metrics among them that a run is scored by only if a study names them.
     """
 
     methods: dict[str, dict[str, Any]]
@@ -63,6 +71,7 @@ class Catalogue:
     check_values: Callable[[MethodSpec], object] | None = dataclasses.field(
         default=None, compare=False
     )
+    on_request: tuple[str, ...] = ()
 
     @classmethod
     def live(cls) -> Catalogue:
@@ -84,11 +93,12 @@ class Catalogue:
         return cls(
             {row["name"]: planned(row) for row in describe_methods()},
             {
-                **{row["name"]: row["direction"] for row in describe_metrics() if row["benchmark"]},
+                **{row["name"]: row["direction"] for row in describe_metrics()},
                 **{name: metric.direction for name, metric in all_answer_metrics().items()},
             },
             {name: kind.needs for name, kind in FIGURES.items()},
             lambda spec: methods()[spec.name].configure(spec.preset, dict(spec.options)),
+            tuple(row["name"] for row in describe_metrics() if not row["benchmark"]),
         )
 
     @classmethod
@@ -99,6 +109,7 @@ class Catalogue:
             {row["name"]: row for row in content["methods"]},
             content["metrics"],
             {name: tuple(needs) for name, needs in content["figures"].items()},
+            on_request=tuple(content["on_request"]),
         )
 
     @classmethod
@@ -117,6 +128,7 @@ class Catalogue:
             {
                 "methods": list(self.methods.values()),
                 "metrics": self.metrics,
+                "on_request": self.on_request,
                 "figures": self.figures,
             },
         )
@@ -369,6 +381,22 @@ class Plan:
         other = dataclasses.replace(run, seed=1 if run.seed == 0 else 0)
         comparable = "guidance" in row["uses"] and not row["deterministic"]
         return other if comparable and other in self._run_set else None
+
+    def metrics(self, run: Run) -> list[str] | None:
+        """Metrics of a run: None for those of every run, else what studies ask for beside them.
+
+        Tasks with test cells have metrics of their own.
+        """
+        if run.condition.data.task in SPLIT_TASKS:
+            return None
+        asked = {
+            name
+            for study in self.studies.values()
+            if run in study.runs
+            for name in study.study.metrics or ()
+        }
+        extra = [name for name in self.catalogue.on_request if name in asked]
+        return ["benchmark", *extra] if extra else None
 
     @functools.cached_property
     def _run_set(self) -> frozenset[Run]:

@@ -32,6 +32,8 @@ OTHER = {
     "n_test": 100,
     "test_batches": ("b1", "s3.d7"),
     "split_seed": 4,
+    "atac_only": 0.5,
+    "atac_only_seed": 2,
     "region": "promoter",
     "promoter_len": 1000,
     "extend_range": 150_000,
@@ -55,6 +57,7 @@ def test_default_condition_is_one_word() -> None:
         "unpaired+cells=1500+subsample_seed=1",
         "unpaired@corrupt_rate=0.2",
         "unpaired@corrupt_rate=0.2+corrupt_seed=1",
+        "hybrid+cells=1500+atac_only=0.5+atac_only_seed=1",
         "paired+use_batch=true+layers=rna-atac@region=promoter+extend_range=150000+decay=power",
     ],
 )
@@ -128,6 +131,8 @@ def test_order_and_stated_defaults_do_not_matter() -> None:
 def test_settings_without_effect_are_dropped() -> None:
     assert Condition.parse("unpaired+subsample_seed=4").slug == "unpaired"
     assert Condition.parse("unpaired@corrupt_seed=4+corrupt_kind=drop").slug == "unpaired"
+    assert Condition.parse("paired+atac_only=0.5+atac_only_seed=1").slug == "paired"
+    assert Condition.parse("hybrid+atac_only=0+atac_only_seed=1").slug == "hybrid+atac_only=0"
 
 
 def test_without_guidance_keeps_the_data_part() -> None:

@@ -131,15 +131,19 @@ def guidance_of(wildcards):
     return []
 
 
-def reference_run(wildcards):
-    """Status of the run that the features of a run are compared with."""
-    run = Run(
+def run_of(wildcards):
+    """The run that a file belongs to."""
+    return Run(
         wildcards.dataset,
         Condition.parse(wildcards.condition),
         MethodSpec.parse(wildcards.method),
         int(wildcards.seed),
     )
-    reference = PLAN.reference(run)
+
+
+def reference_run(wildcards):
+    """Status of the run that the features of a run are compared with."""
+    reference = PLAN.reference(run_of(wildcards))
     return [f"{PLAN.config.results}/{reference.path}/status.json"] if reference else []
 
 

@@ -649,7 +649,11 @@ def _check_cells(layers: Sequence[_Layer], paired: bool | None) -> list[Finding]
                 f"paired layers {between} share no cell name (first: {str(one.cells[0])!r} and "
                 f"{str(other.cells[0])!r}); make them equal, or do not call the data paired",
             )
-        elif stated and (shared < len(one.cells) or shared < len(other.cells)):
+        elif (
+            stated
+            and (shared < len(one.cells) or shared < len(other.cells))
+            and (other.meta or one.meta).get("task") != "hybrid"
+        ):
             report.warning(
                 field,
                 f"paired layers {between} share {shared:,} of {len(one.cells):,} and "
@@ -682,7 +686,7 @@ def _states_pairing(meta: Mapping[str, Any]) -> bool | None:
     if meta.get("task") in _PARTLY_PAIRED:
         return None
     if "task" in meta:
-        return meta["task"] in ("paired", "joint")
+        return meta["task"] in ("paired", "hybrid", "joint")
     return bool(meta["paired"]) if "paired" in meta else None
 
 

@@ -204,7 +204,7 @@ class Layers:
                 meta.update(_read_meta(handle))
         # A prepared input states its task; a data set states whether its cells are paired.
         if "task" in meta:
-            paired = meta["task"] in ("paired", "joint")
+            paired = meta["task"] in ("paired", "hybrid", "joint")
         else:
             paired = bool(meta.get("paired", False))
         return cls(layers, paired=paired, meta=meta)

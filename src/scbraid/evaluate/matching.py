@@ -62,7 +62,7 @@ def match(
     -------
     Inputs
         Rows that are not finite, cells with ``scored`` false, and (where a data set has cell types)
-        cells without one are left out of everything.
+        cells without one are left out of everything, and so is a layer without a scored cell.
 
     Raises
     ------
@@ -71,6 +71,8 @@ def match(
         missing and the extra ones are named.
     """
     known = _align(embedding, truth)
+    # A layer without any scored cell (rna of a hybrid) is no part of what is scored.
+    known = {name: rows for name, rows in known.items() if rows["scored"].any()} or known
     absent: dict[str, str] = {}
     finite = {
         name: np.isfinite(coordinates).all(axis=1)

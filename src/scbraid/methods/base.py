@@ -410,7 +410,8 @@ class Method(abc.ABC):
         task = task_of(data)
         # A method for unpaired data also runs on paired data: the pairing is withheld. Data of a
         # joint task are paired.
-        accepted = {*cls.info.tasks, *(("paired",) if "unpaired" in cls.info.tasks else ())}
+        accepted = set(cls.info.tasks)
+        accepted |= {"paired", "hybrid"} if "unpaired" in accepted else set()
         accepted |= {"joint"} if "paired" in accepted else set()
         if task not in accepted:
             msg = f"{cls.info.name} needs {' or '.join(sorted(cls.info.tasks))} data; got {task}"

@@ -97,7 +97,8 @@ class LayerSummary:
         Columns of the representation.
     cells_removed
         Number of cells that failed quality control, by reason; a cell counts for each of its
-        reasons. ``unpaired`` counts cells of a paired data set that went because of another layer.
+        reasons. ``unpaired`` counts cells of a paired data set that went because of another layer,
+        ``withheld`` the rna cells that a hybrid lacks by choice.
     cells_not_sampled
         Number of cells left out by subsampling.
     features_removed
@@ -204,6 +205,8 @@ def prepare(
     n_test: int | None = _DEFAULT.n_test,
     test_batches: Sequence[str] | None = _DEFAULT.test_batches,
     split_seed: int = _DEFAULT.split_seed,
+    atac_only: float = _DEFAULT.atac_only,
+    atac_only_seed: int = _DEFAULT.atac_only_seed,
     seed: int = 0,
     clip: Clip = "upper",
     quality: Mapping[str, Thresholds] | None = None,
@@ -229,8 +232,10 @@ def prepare(
     name
         Name of the data set, recorded in the input.
     task
-        ``unpaired``, ``paired``, ``prediction``, ``matching`` or ``joint``; docs/tasks.md describes
-        the last three.
+        ``unpaired``, ``paired``, ``hybrid``, ``prediction``, ``matching`` or ``joint``. A hybrid has
+        paired cells beside cells with atac alone, which are those that the data set has and a drawn
+        part of the others; labels of cells with both layers are then not scored. docs/tasks.md
+        describes the last three.
     cells
         Cells kept in each layer, all when None; a layer with fewer keeps all of its own. A paired
         data set keeps pairs, also for an unpaired task. With the same seed, the cells of a smaller
@@ -252,6 +257,8 @@ def prepare(
     split, test_share, n_test, test_batches, split_seed
         Which cells are test cells, of a task that has some, see
         `scbraid.prepare.split.choose_test_cells`.
+    atac_only, atac_only_seed
+        Of a hybrid: share of the paired cells whose rna is withheld, and seed of their choice.
     seed
         Of the new order of the cells and of the solvers. The order depends on the original cell
         names as well, which the input does not hold, so that the seed alone does not undo it.
@@ -298,7 +305,10 @@ def prepare(
         n_test=n_test,
         test_batches=None if test_batches is None else tuple(test_batches),
         split_seed=split_seed,
+        atac_only=atac_only,
+        atac_only_seed=atac_only_seed,
     )
+    hybrid = condition.task == "hybrid"
     if clip not in CLIPS:
         raise UnknownNameError(near_miss(str(clip), CLIPS, "clip"))
     path = Path(dataset_path)
@@ -311,15 +321,21 @@ def prepare(
         raise ConfigError(msg)
     _check_layers(parts, condition, path)
 
-    _filter_cells(parts, quality or {}, path, paired=paired)
+    _filter_cells(parts, quality or {}, path, paired=paired and not hybrid)
+    # The layer that decides which cells there are; in a hybrid rna follows it.
+    leading = [_leading(parts, path)] if hybrid else parts
     if condition.cells is not None:
-        _subsample(parts, condition.cells, condition.subsample_seed, path, paired=paired)
+        _subsample(leading, condition.cells, condition.subsample_seed, path, paired=paired)
+    if hybrid:
+        _withhold(parts, condition, path)
     withheld = _split(parts, condition, path)
     for part in parts:
         _filter_features(part, path)
     _keep_batches(parts, path, use_batch=condition.use_batch, needed=condition.task != "matching")
     with _scratch(parts, Path(input_path)) as folder:
-        _name_cells(parts, seed, folder, condition.task)
+        _name_cells(leading, seed, folder, condition.task)
+        if hybrid:
+            _follow(parts, folder)
         target = _set_targets(parts, condition)
         _represent(parts, condition, clip, seed, folder)
         if target is not None:
@@ -333,7 +349,7 @@ def prepare(
         summaries = {part.name: part.summary() for part in parts}
         visible = Layers(
             {part.name: part.layer for part in parts},
-            paired=condition.task in ("paired", "joint"),
+            paired=condition.task in ("paired", "hybrid", "joint"),
             meta={
                 "dataset": name,
                 "condition": condition.slug,
@@ -642,6 +658,64 @@ def _subsample(
         part.take(np.sort(order[:cells]))
 
 
+def _leading(parts: list[_Part], path: Path) -> _Part:
+    """Pair rna with atac, where rna without atac goes; return atac."""
+    names = [part.name for part in parts]
+    if sorted(names) != ["atac", "rna"]:
+        msg = (
+            f"{path}: a hybrid has cells with rna and atac beside cells with atac alone; found "
+            f"{', '.join(names)}: name both with the setting layers"
+        )
+        raise ConfigError(msg)
+    atac, rna = sorted(parts, key=lambda part: part.name)
+    rows = pd.Index(rna.origin).get_indexer(atac.origin)
+    both = rows >= 0
+    alone = rna.layer.n_cells - int(both.sum())
+    if alone:
+        rna.cells_removed = {**rna.cells_removed, "unpaired": alone}
+    rna.take(rows[both])
+    rna.pair = np.arange(both.sum(), dtype=np.int64)
+    atac.pair[both] = rna.pair
+    return atac
+
+
+def _withhold(parts: list[_Part], condition: DataCondition, path: Path) -> None:
+    """Take rna of cells that were not sampled, and of a drawn share of the others.
+
+    What is left to score are the cells with atac alone: the question of a hybrid is what the paired
+    cells do for them.
+    """
+    atac, rna = sorted(parts, key=lambda part: part.name)
+    sampled = np.isin(rna.pair, atac.pair)
+    rna.cells_not_sampled = int((~sampled).sum())
+    both = np.flatnonzero(atac.pair >= 0)
+    rng = np.random.default_rng(condition.atac_only_seed)
+    drawn = rng.permutation(both)[: round(condition.atac_only * len(both))]
+    if len(drawn):
+        rna.cells_removed = {**rna.cells_removed, "withheld": len(drawn)}
+    atac.pair[drawn] = -1
+    rna.take(np.flatnonzero(np.isin(rna.pair, atac.pair)))
+    n_alone = atac.layer.n_cells - rna.layer.n_cells
+    if rna.layer.n_cells < 2 or n_alone == 0:
+        msg = (
+            f"{path}: with atac_only={condition.atac_only:g} {rna.layer.n_cells:,} cells have rna "
+            f"and atac, and {n_alone:,} atac alone; a hybrid needs 2 of the former and 1 of the "
+            "latter"
+        )
+        raise ConfigError(msg)
+    for part in parts:
+        part.obs = part.obs.assign(scored=_scored(part, slice(None)) & (part.pair < 0))
+
+
+def _follow(parts: list[_Part], folder: Path | None) -> None:
+    """Bring rna into the order of atac, under its names."""
+    atac, rna = sorted(parts, key=lambda part: part.name)
+    both = np.flatnonzero(atac.pair >= 0)
+    rna.take(pd.Index(rna.pair).get_indexer(atac.pair[both]))
+    rna.layer.cells = atac.layer.cells[both]
+    _keep_on_disk(rna, folder)
+
+
 def _filter_features(part: _Part, path: Path) -> None:
     # A zero in an embedding is a coordinate like any other.
     is_embedding = part.kind == "embedding"
@@ -702,9 +776,14 @@ def _name_cells(parts: list[_Part], seed: int, folder: Path | None, task: str) -
             names += [f"{prefix}-{i:0{width}d}" for i in range(len(cells))]
         part.take(np.concatenate(order))
         part.layer.cells = np.array(names)
-        counts = part.layer.counts
-        if folder is not None and isinstance(counts, BackedMatrix):
-            part.layer.counts = _written(counts, folder / f"{part.name}.counts.h5")
+        _keep_on_disk(part, folder)
+
+
+def _keep_on_disk(part: _Part, folder: Path | None) -> None:
+    """Write counts that are read from the data set as they now are, where there is a folder."""
+    counts = part.layer.counts
+    if folder is not None and isinstance(counts, BackedMatrix):
+        part.layer.counts = _written(counts, folder / f"{part.name}.counts.h5")
 
 
 def _permutation(origin: np.ndarray, seed: int, prefix: str) -> np.ndarray:

@@ -232,10 +232,10 @@ def prepare(
     name
         Name of the data set, recorded in the input.
     task
-        ``unpaired``, ``paired``, ``hybrid``, ``prediction``, ``matching`` or ``joint``. A hybrid has
-        paired cells beside cells with atac alone, which are those that the data set has and a drawn
-        part of the others; labels of cells with both layers are then not scored. docs/tasks.md
-        describes the last three.
+        ``unpaired``, ``paired``, ``hybrid``, ``prediction``, ``matching`` or ``joint``. A hybrid
+        has paired cells beside cells with atac alone, which are those that the data set has and a
+        drawn part of the others; labels of cells with both layers are then not scored.
+        docs/tasks.md describes the last three.
     cells
         Cells kept in each layer, all when None; a layer with fewer keeps all of its own. A paired
         data set keeps pairs, also for an unpaired task. With the same seed, the cells of a smaller

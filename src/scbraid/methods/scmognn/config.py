@@ -87,7 +87,7 @@ class PredictionConfig(MethodConfig):
     )
     max_steps: int | None = option(
         None,
-        "gradient steps; None: five times the root of the training cells, 150 to 1,000",
+        "gradient steps; None: fifteen times the root of the training cells, 400 to 2,000",
         ge=1,
     )
     patience: int | None = option(

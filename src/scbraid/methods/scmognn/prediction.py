@@ -29,7 +29,7 @@ logger = logging.getLogger("scbraid")
 _DENSE_TARGETS = 1 << 30
 # Components and steps where the options leave them open.
 _SVD_RANGE = (20, 100)
-_STEPS_PER_ROOT, _MIN_STEPS, _MAX_STEPS = 5.0, 150, 1_000
+_STEPS_PER_ROOT, _MIN_STEPS, _MAX_STEPS = 15.0, 400, 2_000
 # The original's course, in steps: rates fall from here on, and stops are looked for from there on.
 _DECAY_FROM, _DECAY_EVERY, _DECAY = 1_200, 15, 0.99
 _STOP_FROM = 1_500

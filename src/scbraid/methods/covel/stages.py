@@ -77,12 +77,12 @@ def _cosine(
     steps = max(1, int(n_cells * (1 - config.val_split)) // config.batch_size)
     length = config.max_epochs or math.ceil(COSINE_EPOCHS * config.duration)
     units = PATIENCE_UNITS * config.duration
-    warmup = min(WARMUP_EPOCHS, max(1, length // 10), length - 1)
+    warmup = min(WARMUP_EPOCHS, max(1, length // 10))
     stage = Schedule(
         max_epochs=length,
         patience=max(math.ceil(units / (config.learning_rate * steps)), math.ceil(PATIENCE_UNITS)),
         reduce_lr_patience=None,
-        warmup=warmup,
+        warmup=min(warmup, length - 1),
         restore="best",
         rates=(
             LinearWarmup(warmup * steps),

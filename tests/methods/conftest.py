@@ -20,6 +20,9 @@ QUICK = {
     "batch_size": 32,
     "max_epochs": 2,
     "edge_batches": 8,
+}
+# Names that other methods have for the same.
+QUICK_OTHERS = {
     "max_steps": 4,
     "evaluate_every": 2,
     "min_steps": 1,
@@ -89,6 +92,12 @@ def prepared(tmp_path_factory) -> Callable[..., Case]:
 def quick() -> dict:
     """Options for trainings whose result does not matter."""
     return dict(QUICK)
+
+
+@pytest.fixture(scope="session")
+def quick_everywhere() -> dict:
+    """Options for a training of any method, of which each has some."""
+    return QUICK | QUICK_OTHERS
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -66,8 +66,8 @@ def answer_of(result: MethodResult) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def fits(prepared, quick):
-    return Fits(prepared, quick)
+def fits(prepared, quick_everywhere):
+    return Fits(prepared, quick_everywhere)
 
 
 def arrays_of(data: Layers, guidance: Guidance) -> dict[str, bytes]:

@@ -230,7 +230,11 @@ class MethodResult:
 
 def task_of(data: Layers) -> str:
     """Task of an input: what it states, else paired or unpaired as its cells are."""
-    return str(data.meta.get("task") or ("paired" if data.paired else "unpaired"))
+    stated = data.meta.get("task")
+    if stated in (None, "paired", "unpaired") or (stated == "hybrid" and not data.paired):
+        # Pairs may be withheld from a method: the data then state them no more.
+        return "paired" if data.paired else "unpaired"
+    return str(stated)
 
 
 def _check_prediction(found: Prediction | None, data: Layers, method: str) -> None:

@@ -204,7 +204,7 @@ def test_original_rates_and_stops():
     assert (schedule.warmup, schedule.patience, schedule.max_steps) == (60, 12, 15_000)
     assert schedule.average is None
     steps = [plan(n, PredictionConfig()).max_steps for n in (100, 10_000, 10**6)]
-    assert steps == [150, 500, 1000]
+    assert steps == [400, 1500, 2000]
 
 
 def test_training_lowers_the_error_below_the_mean(prediction):

@@ -35,7 +35,7 @@ from scbraid.plots.style import (
     panel_heading,
     paragraph_height,
     seed_offsets,
-    shorten,
+    shorten_all,
     style,
     text_width,
     wrap,
@@ -262,7 +262,7 @@ def foscttm(
         width = ONE_COLUMN_MM if n_columns == 1 else TWO_COLUMNS_MM
         labels = [tidy.marked(row.label, row.uses) for row in methods.itertuples(index=False)]
         room = 36.0 if n_columns == 1 else 46.0
-        labels = [shorten(label, room, SIZE_TEXT) for label in labels]
+        labels = shorten_all(labels, room)
         left = max(text_width(label, SIZE_TEXT) for label in labels) + 3.5
         gap, title_height, foot, row_height = 5.0, HEADING_MM + 2.5, 9.0, 4.4
         panel_width = (width - left - 3 - gap * (n_columns - 1)) / n_columns

@@ -28,7 +28,7 @@ from scbraid.plots.style import (
     panel_heading,
     paragraph_height,
     seed_offsets,
-    shorten,
+    shorten_all,
     style,
     text_width,
     wrap,
@@ -85,7 +85,7 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
         n_columns = panel_columns(len(panels))
         width = ONE_COLUMN_MM if n_columns == 1 else TWO_COLUMNS_MM
         labels = [tidy.marked(row.label, row.uses) for row in methods.itertuples(index=False)]
-        labels = [shorten(label, 36.0 if n_columns == 1 else 46.0, SIZE_TEXT) for label in labels]
+        labels = shorten_all(labels, 36.0 if n_columns == 1 else 46.0)
         left = max(text_width(label, SIZE_TEXT) for label in labels) + 3.5
         gap, title_height, foot, row_height = 5.0, HEADING_MM + 2.5, 9.0, 4.4
         panel_width = (width - left - 3 - gap * (n_columns - 1)) / n_columns

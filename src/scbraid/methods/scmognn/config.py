@@ -184,7 +184,53 @@ PREDICTION_PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class MatchingConfig(MethodConfig):
+class EncodersConfig(MethodConfig):
+    """Options of two encoders of pairs, and of the answer made of their cosines."""
+
+    rna_dim: int | None = option(
+        None, "components of rna; None: twice the root of the pairs, 20 to 256", ge=1
+    )
+    atac_dim: int | None = option(
+        None, "LSI components of atac; None: twice the root of the pairs, 20 to 512", ge=1
+    )
+    hidden_dim: int = option(512, "width of hidden layers, encoder of the first layer", ge=1)
+    hidden_depth: int = option(2, "hidden layers, encoder of the first layer", ge=0)
+    dropout: float = option(0.25, "dropout rate, encoder of the first layer", ge=0, lt=1)
+    second_hidden_dim: int = option(512, "width of hidden layers, the other encoder", ge=1)
+    second_hidden_depth: int = option(2, "hidden layers, the other encoder", ge=0)
+    second_dropout: float = option(0.2, "dropout rate, the other encoder", ge=0, lt=1)
+    latent_dim: int = option(64, "width of the shared space", ge=1)
+    log_scale: float = option(2.739896, "logarithm of the factor on cosines (at the start)")
+    learn_scale: bool = option(False, "whether the factor is learned")
+    learning_rate: float = option(6e-4, "learning rate of AdamW", gt=0)
+    weight_decay: float = option(0.01, "weight decay of AdamW", ge=0)
+    batch_size: int = option(4096, "pairs of a step at most", ge=2)
+    max_epochs: int = option(100, "epochs at most", ge=1)
+    monitor: str = option(
+        "contrast",
+        "what is looked at on held-out pairs: the contrastive loss, or the share of misses (error)",
+        choices=("contrast", "error"),
+    )
+    validation_share: float = option(0.1, "share of training pairs held out", gt=0, lt=1)
+    validation_cells: int = option(4096, "pairs held out at most", ge=2)
+    answer: str = option(
+        "hard",
+        "hard: one partner a cell, the heaviest full matching; soft: rows of an entropic transport "
+        "plan",
+        choices=("hard", "soft"),
+    )
+    quantile: float | None = option(
+        None,
+        "entries below this quantile of both their row and their column are left out at first; "
+        "None: 0.995 from 2,000 candidates on, 0.95 below",
+        ge=0,
+        lt=1,
+    )
+    soft_entries: int = option(500, "soft: largest entries kept of every row", ge=1, le=1000)
+
+
+@dataclasses.dataclass(frozen=True)
+class MatchingConfig(EncodersConfig):
     """Options of matching; docs/methods/scmognn.md argues every default."""
 
     # What the encoders see.
@@ -193,12 +239,6 @@ class MatchingConfig(MethodConfig):
         "rna and proteins: singular vectors of the values of the task (svd), or LSI and CLR itself "
         "(lsi); atac: LSI",
         choices=("svd", "lsi"),
-    )
-    rna_dim: int | None = option(
-        None, "components of rna; None: twice the root of the pairs, 20 to 256", ge=1
-    )
-    atac_dim: int | None = option(
-        None, "LSI components of atac; None: twice the root of the pairs, 20 to 512", ge=1
     )
     n_propagations: int = option(
         4, "iterations of the propagation, the first is not used; 0: the input itself", ge=0
@@ -210,14 +250,7 @@ class MatchingConfig(MethodConfig):
         choices=("centre", "unit", "none"),
     )
     # Encoders and decoders.
-    hidden_dim: int = option(512, "width of hidden layers, encoder of the first layer", ge=1)
-    hidden_depth: int = option(2, "hidden layers, encoder of the first layer", ge=0)
-    dropout: float = option(0.25, "dropout rate, encoder of the first layer", ge=0, lt=1)
-    second_hidden_dim: int = option(512, "width of hidden layers, the other encoder", ge=1)
-    second_hidden_depth: int = option(2, "hidden layers, the other encoder", ge=0)
-    second_dropout: float = option(0.2, "dropout rate, the other encoder", ge=0, lt=1)
     decoder_dim: int = option(512, "width of the decoders' hidden layer", ge=1)
-    latent_dim: int = option(64, "width of the shared space", ge=1)
     encoder_start: str = option(
         "cca",
         "cca: encoders begin as the canonical correlation of the pairs and learn what to add; "
@@ -225,14 +258,9 @@ class MatchingConfig(MethodConfig):
         choices=("cca", "random"),
     )
     cca_ridge: float = option(1.0, "cca: ridge on the covariance of standardised columns", gt=0)
-    log_scale: float = option(2.739896, "logarithm of the factor on cosines (at the start)")
-    learn_scale: bool = option(False, "whether the factor is learned")
     lam_prediction: float = option(1.0, "weight of decoding from the other encoder", ge=0)
     lam_reconstruction: float = option(1.0, "weight of decoding from the own encoder", ge=0)
     # Training.
-    learning_rate: float = option(6e-4, "learning rate of AdamW", gt=0)
-    weight_decay: float = option(0.01, "weight decay of AdamW", ge=0)
-    batch_size: int = option(4096, "pairs of a step at most", ge=2)
     batch_scheme: str = option(
         "within",
         "pairs of a step come from one batch of the experiment, or from all (mixed)",
@@ -241,34 +269,12 @@ class MatchingConfig(MethodConfig):
     min_steps_per_epoch: int = option(
         10, "an epoch is as many passes over the pairs as have this number of steps", ge=1
     )
-    max_epochs: int = option(100, "epochs at most", ge=1)
-    monitor: str = option(
-        "contrast",
-        "what is looked at on held-out pairs: the contrastive loss, or the share of misses (error)",
-        choices=("contrast", "error"),
-    )
     patience: int = option(20, "epochs without a better validation score before the stop", ge=1)
-    validation_share: float = option(0.1, "share of training pairs held out", gt=0, lt=1)
-    validation_cells: int = option(4096, "pairs held out at most", ge=2)
     # The answer.
-    answer: str = option(
-        "hard",
-        "hard: one partner a cell, the heaviest full matching; soft: rows of an entropic transport "
-        "plan",
-        choices=("hard", "soft"),
-    )
     within_batches: bool = option(True, "match within batches only, where they are known")
-    quantile: float | None = option(
-        None,
-        "entries below this quantile of both their row and their column are left out at first; "
-        "None: 0.995 from 2,000 candidates on, 0.95 below",
-        ge=0,
-        lt=1,
-    )
-    soft_entries: int = option(500, "soft: largest entries kept of every row", ge=1, le=1000)
 
 
-_MULTIOME: dict[str, Any] = {
+MULTIOME: dict[str, Any] = {
     "hidden_dim": 1024,
     "dropout": 0.5,
     "second_hidden_dim": 2048,
@@ -292,8 +298,8 @@ _MATCHING_PAPER: dict[str, Any] = {
 
 MATCHING_PRESETS: dict[str, dict[str, Any]] = {
     "paper": _MATCHING_PAPER,
-    "paper_multiome": {**_MATCHING_PAPER, **_MULTIOME},
-    "multiome": _MULTIOME,
+    "paper_multiome": {**_MATCHING_PAPER, **MULTIOME},
+    "multiome": MULTIOME,
     "soft": {"answer": "soft"},
     "no_propagation": {"n_propagations": 0},
     "no_auxiliary": {"lam_prediction": 0.0, "lam_reconstruction": 0.0},

@@ -14,5 +14,7 @@ with job(snakemake):
         snakemake.input.data,
         next(iter(snakemake.input.guidance), None),
         snakemake.output[0],
+        snakemake.params.metrics,
         reference_run=next(iter(references), None),
+        solution_path=next(iter(snakemake.input.solution), None),
     )

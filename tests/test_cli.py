@@ -81,11 +81,13 @@ def test_metrics_of_embeddings_and_of_tasks_are_listed(capsys):
     from scbraid.metrics import METRICS
     from scbraid.metrics.registry import AGGREGATES
     from scbraid.metrics.tasks import TASK_METRICS
+    from scbraid.metrics.tasks.derived import DERIVED_METRICS
 
     assert main(["list", "metrics", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     aggregates = [aggregate.name for aggregate in AGGREGATES]
-    assert list(rows) == [*METRICS.names(), *aggregates, *TASK_METRICS.names()]
+    tasks = [*TASK_METRICS.names(), *DERIVED_METRICS.names()]
+    assert list(rows) == [*METRICS.names(), *aggregates, *tasks]
     assert all(row["definition"] and row["needs"] for row in rows.values())
     assert (rows["nmi"]["default"], rows["nmi"]["benchmark"]) == (False, True)
     assert (rows["nmi_scan"]["default"], rows["nmi_scan"]["benchmark"]) == (True, False)

@@ -8,8 +8,19 @@ from typing import Any
 import pytest
 import yaml
 
+from scbraid.data.registry import load_datasets
 from scbraid.errors import ConfigError, UnknownNameError
-from scbraid.study import SCHEMAS, Catalogue, Config, Plan, Study, make_plan, schema, validate
+from scbraid.study import (
+    SCHEMAS,
+    Catalogue,
+    Config,
+    Plan,
+    Study,
+    make_plan,
+    plan_study,
+    schema,
+    validate,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,12 +50,14 @@ CATALOGUE = Catalogue(
     },
     metrics={"foscttm": "lower", "map": "higher"},
     figures={"score_summary": ("scores", "runs"), "foscttm": ("scores",)},
+    on_request=("map",),
 )
 
 DATASETS = """
 datasets:
   demo: {kind: simulated, title: t, preset: demo, cells: 300, layers: {rna: {}, atac: {}}}
   other: {kind: simulated, title: t, preset: demo, cells: 300, layers: {rna: {}, atac: {}}}
+  proteins: {kind: simulated, title: t, preset: cite, cells: 300, layers: {rna: {}, adt: {}}}
   far:
     kind: mirror
     title: t
@@ -93,6 +106,30 @@ def test_two_studies_share_their_runs(root: Path) -> None:
     assert len(plan.runs) == 4 + 2
 
 
+def test_predictions_run_where_their_source_is_a_layer(root: Path) -> None:
+    sweep = {"task": "prediction", "source": ["rna", "adt", "atac"]}
+    plan = _plan(
+        root,
+        one={
+            "datasets": ["demo", "proteins"],
+            "conditions": [sweep, "matching"],
+            "methods": ["cca"],
+        },
+    )
+    assert [(run.dataset, run.condition.slug) for run in plan.runs] == [
+        ("demo", "prediction+source=rna"),
+        ("demo", "prediction+source=atac"),
+        ("demo", "matching"),
+        ("proteins", "prediction+source=rna"),
+        ("proteins", "prediction+source=adt"),
+        ("proteins", "matching"),
+    ]
+    with pytest.raises(
+        ConfigError, match="no condition suits data set 'demo': it has no layer adt"
+    ):
+        _plan(root, two={"conditions": ["prediction+source=adt"]})
+
+
 def test_a_method_without_guidance_runs_once_for_all_graphs(root: Path) -> None:
     plan = _plan(root, one={"conditions": [{"corrupt_rate": [0, 0.5, 1]}], "methods": ["random"]})
     rows = plan.studies["one"].rows
@@ -110,6 +147,19 @@ def test_a_method_without_guidance_runs_once_for_all_graphs(root: Path) -> None:
 def test_a_deterministic_method_runs_once(root: Path) -> None:
     plan = _plan(root, one={"methods": ["cca"], "seeds": [5, 6]})
     assert [run.path for run in plan.runs] == ["runs/demo/unpaired/cca/0"]
+
+
+def test_metrics_on_request_are_computed_of_the_runs_of_studies_that_name_them(
+    root: Path,
+) -> None:
+    plan = _plan(
+        root,
+        one={"methods": ["glue"], "metrics": ["foscttm", "map"]},
+        two={"methods": ["glue", "random"]},
+    )
+    by_name = {run.method.name: run for run in plan.runs}
+    assert plan.metrics(by_name["glue"]) == ["benchmark", "map"]
+    assert plan.metrics(by_name["random"]) is None
 
 
 def test_features_are_compared_with_the_lowest_other_seed(root: Path) -> None:
@@ -248,8 +298,14 @@ def test_schemas_are_those_of_the_models(file: str) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "config" / "studies").glob("*.yaml")), ids=str)
 def test_shipped_studies_are_valid(path: Path) -> None:
     study = validate(Study, yaml.safe_load(path.read_text("utf-8")), str(path))
-    assert study.expand_conditions()
-    assert study.expand_methods()
+    config = [file for file in (ROOT / "config").glob("*.yaml") if file.name != "datasets.yaml"]
+    own = [yaml.safe_load(file.read_text("utf-8")).get("datasets", {}) for file in config]
+    known = load_datasets(
+        [ROOT / "config" / "datasets.yaml"],
+        {name: entry for entries in own for name, entry in entries.items()},
+    )
+    # Every name in it exists, and every option is accepted.
+    assert plan_study(study, path, known, Catalogue.live()).rows
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda p: p.name)

@@ -203,9 +203,10 @@ def _list_methods() -> tuple[list[dict[str, Any]], list[str]]:
 def _list_metrics() -> tuple[list[dict[str, Any]], list[str]]:
     from scbraid.metrics import describe_metrics
     from scbraid.metrics.tasks import describe_task_metrics
+    from scbraid.metrics.tasks.derived import describe_derived_metrics
 
     columns = ["name", "definition", "group", "direction", "default", "needs"]
-    return [*describe_metrics(), *describe_task_metrics()], columns
+    return [*describe_metrics(), *describe_task_metrics(), *describe_derived_metrics()], columns
 
 
 def _list_datasets() -> tuple[list[dict[str, Any]], list[str]]:

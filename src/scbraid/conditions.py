@@ -8,14 +8,18 @@ written as a short text that is also a folder name, its slug::
     unpaired@corrupt_rate=0.2
 
 The part before ``@`` starts with the task and describes the cells and features; the part behind it
-describes the guidance graph. Settings at their default are left out, the others stand in a fixed
-order, so one condition has exactly one slug.
+describes the guidance graph. The tasks of the NeurIPS 2021 competition (docs/tasks.md) name their
+test cells as well: ``prediction+source=rna``, ``matching+split=batch+test_batches=b3-b4``. Settings
+at their default are left out, the others stand in a fixed order, so one condition has exactly one
+slug.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import operator
 import re
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, Self
 
 from scbraid.errors import ConfigError, UnknownNameError
@@ -30,7 +34,21 @@ _SPEC = re.compile(
 )
 _OPTION = re.compile(r"(?P<key>[A-Za-z0-9_]+)=(?P<value>[A-Za-z0-9_.\-]+)")
 _LAYER_NAME = re.compile(r"[a-z0-9_]+")
+_BATCH_NAME = re.compile(r"[A-Za-z0-9_.]+")
 _SETTING_TEXT = re.compile(r"[A-Za-z0-9_.\-]+")
+_LIMITS: dict[str, Callable[[Any, Any], bool]] = {
+    "ge": operator.ge,
+    "le": operator.le,
+    "gt": operator.gt,
+    "lt": operator.lt,
+}
+
+
+# Tasks whose cells are paired and of which a part is set aside.
+SPLIT_TASKS = ("prediction", "matching", "joint")
+TASKS = ("unpaired", "paired", "hybrid", *SPLIT_TASKS)
+# Settings that only tasks with a split have.
+_OF_SPLIT = ("source", "split", "test_share", "n_test", "test_batches", "split_seed")
 
 
 def setting(
@@ -40,9 +58,12 @@ def setting(
     choices: tuple[str, ...] | None = None,
     ge: float | None = None,
     le: float | None = None,
+    gt: float | None = None,
+    lt: float | None = None,
 ) -> Any:
     """Declare one setting with its default, meaning and range."""
-    metadata = {"description": description, "choices": choices, "ge": ge, "le": le}
+    limits = {"ge": ge, "le": le, "gt": gt, "lt": lt}
+    metadata = {"description": description, "choices": choices, **limits}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -85,10 +106,13 @@ class DataCondition(_Settings):
 
     what: ClassVar[str] = "data"
 
-    task: Literal["unpaired", "paired"] = setting(
+    task: Literal["unpaired", "paired", "hybrid", "prediction", "matching", "joint"] = setting(
         "unpaired",
-        "whether methods may know which cells of two layers are the same",
-        choices=("unpaired", "paired"),
+        "what is asked: an embedding of cells whose partners are not known (unpaired) or known "
+        "(paired), one of paired cells beside cells with atac alone (hybrid), one of paired cells "
+        "of which a part has labels (joint), the values of a layer (prediction) or the partners "
+        "(matching) of test cells",
+        choices=TASKS,
     )
     cells: int | None = setting(None, "cells kept in each layer; all when none", ge=2)
     subsample_seed: int = setting(0, "seed of the choice of those cells", ge=0)
@@ -102,17 +126,70 @@ class DataCondition(_Settings):
     n_lsi: int = setting(100, "LSI components of atac", ge=1)
     use_batch: bool = setting(False, "whether methods are told the batches")
     layers: tuple[str, ...] | None = setting(None, "layers kept; all when none")
+    source: str | None = setting(
+        None, "prediction: the layer that is given of test cells; the other one is predicted"
+    )
+    split: Literal["random", "batch", "weighted"] = setting(
+        "random",
+        "how test cells are chosen: at random, whole batches, or at random with a probability that "
+        "goes with one over the root of their cell type's frequency",
+        choices=("random", "batch", "weighted"),
+    )
+    test_share: float = setting(0.2, "share of the cells that are test cells", gt=0.0, lt=1.0)
+    n_test: int | None = setting(None, "number of test cells, in place of the share", ge=1)
+    test_batches: tuple[str, ...] | None = setting(None, "test batches of split=batch")
+    split_seed: int = setting(0, "seed of the choice of test cells", ge=0)
+    atac_only: float = setting(
+        0.3, "hybrid: share of the paired cells whose rna is withheld", ge=0.0, le=1.0
+    )
+    atac_only_seed: int = setting(0, "hybrid: seed of the choice of those cells", ge=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.cells is None:
             # Without subsampling its seed changes nothing: one condition, one slug.
-            object.__setattr__(self, "subsample_seed", 0)
+            self._reset("subsample_seed")
+        if self.task != "hybrid":
+            self._reset("atac_only", "atac_only_seed")
+        elif self.atac_only == 0:
+            self._reset("atac_only_seed")
+        if self.task not in SPLIT_TASKS:
+            self._reset(*_OF_SPLIT)
+            return
+        self._check_split()
+        if self.task != "prediction":
+            self._reset("source")
+        if self.n_test is not None:
+            self._reset("test_share")
+        if self.split == "batch":
+            self._reset("test_share", "n_test", "split_seed")
+        if self.task == "matching":
+            # Candidates are the cells of the same batch: that they are told is part of the task.
+            object.__setattr__(self, "use_batch", True)
+
+    def _reset(self, *names: str) -> None:
+        """Return settings that change nothing to their defaults."""
+        for field in dataclasses.fields(self):
+            if field.name in names:
+                object.__setattr__(self, field.name, field.default)
+
+    def _check_split(self) -> None:
+        if self.task == "prediction" and self.source is None:
+            msg = "task prediction needs the setting source, such as source=rna"
+            raise ConfigError(msg)
+        if (self.split == "batch") != (self.test_batches is not None):
+            found = "none" if self.test_batches is None else "-".join(self.test_batches)
+            msg = (
+                f"split is {self.split!r} and test_batches is {found}; expected split=batch with "
+                "test_batches, such as test_batches=b3-b4, or neither"
+            )
+            raise ConfigError(msg)
 
     @property
     def slug(self) -> str:
         """The text before ``@``."""
-        return "+".join([self.task, *(i for i in self.items() if not i.startswith("task="))])
+        implied = ("task=", "use_batch=") if self.task == "matching" else ("task=",)
+        return "+".join([self.task, *(i for i in self.items() if not i.startswith(implied))])
 
     @classmethod
     def parse(cls, slug: str) -> Self:
@@ -318,30 +395,31 @@ def _coerce(field: dataclasses.Field[Any], value: Any, what: str) -> Value:
     """Return `value` as the type of the field, checked; texts are read as that type."""
     kind = str(field.type)
     try:
-        result = _read(kind, value)
+        result = _read(field.name, kind, value)
     except (TypeError, ValueError):
         msg = f"{what} setting {field.name!r} is {value!r}; expected {_expected(field)}"
         raise ConfigError(msg) from None
     limits = field.metadata
-    if result is not None and not isinstance(result, bool | str | tuple):
-        low, high = limits["ge"], limits["le"]
-        # Written so that NaN fails as well.
-        if not ((low is None or result >= low) and (high is None or result <= high)):
-            msg = f"{what} setting {field.name!r} is {value!r}; expected {_expected(field)}"
-            raise ConfigError(msg)
+    is_number = result is not None and not isinstance(result, bool | str | tuple)
+    # Written so that NaN fails as well.
+    if is_number and not all(
+        limits[name] is None or holds(result, limits[name]) for name, holds in _LIMITS.items()
+    ):
+        msg = f"{what} setting {field.name!r} is {value!r}; expected {_expected(field)}"
+        raise ConfigError(msg)
     if limits["choices"] is not None and result not in limits["choices"]:
         raise UnknownNameError(near_miss(str(result), limits["choices"], field.name))
     return result
 
 
-def _read(kind: str, value: Any) -> Value:
+def _read(name: str, kind: str, value: Any) -> Value:
     optional = "None" in kind
     if value is None or (optional and str(value).lower() in {"none", "null"}):
         if optional:
             return None
         raise ValueError
     if kind.startswith("tuple"):
-        return _read_layers(value)
+        return _read_names(value, _BATCH_NAME if name == "test_batches" else _LAYER_NAME)
     if kind == "bool":
         if isinstance(value, str) and value.lower() in {"true", "false"}:
             return value.lower() == "true"
@@ -361,23 +439,28 @@ def _read(kind: str, value: Any) -> Value:
     return value
 
 
-def _read_layers(value: Any) -> tuple[str, ...]:
+def _read_names(value: Any, form: re.Pattern[str]) -> tuple[str, ...]:
     names = tuple(value.split("-") if isinstance(value, str) else value)
-    if not names or not all(isinstance(n, str) and _LAYER_NAME.fullmatch(n) for n in names):
+    if not names or not all(isinstance(n, str) and form.fullmatch(n) for n in names):
         raise ValueError
     return names
 
 
 def _expected(field: dataclasses.Field[Any]) -> str:
     kind = str(field.type)
+    if field.name == "test_batches":
+        return "batch names of letters, digits, '_' and '.', joined by '-', such as b3-b4"
     if kind.startswith("tuple"):
         return "layer names joined by '-', such as rna-atac"
     if kind == "bool":
         return "true or false"
     low, high = field.metadata["ge"], field.metadata["le"]
+    above, below = field.metadata["gt"], field.metadata["lt"]
     noun = "a whole number" if kind.startswith("int") else "a number"
-    if kind == "str" or kind.startswith("Literal"):
+    if kind.startswith("str") or kind.startswith("Literal"):
         return "a word of letters, digits, '_', '.' and '-'"
+    if above is not None:
+        return f"{noun} above {number_text(above)} and below {number_text(below)}"
     if high is not None:
         return f"{noun} from {number_text(low)} to {number_text(high)}"
     return f"{noun}, at least {number_text(low)}"

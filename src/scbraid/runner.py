@@ -32,6 +32,8 @@ STATUS_FILE = "status.json"
 EMBEDDING_FILE = "embedding.h5ad"
 FEATURES_FILE = "features.npz"
 HISTORY_FILE = "history.tsv"
+PREDICTION_FILE = "prediction.h5ad"
+MATCHING_FILE = "matching.npz"
 CHECKPOINT_FILE = "checkpoint.pt"
 _POLL_S = 0.05
 # Training allocates and frees the same large arrays at every step. By default glibc returns them
@@ -41,7 +43,7 @@ _KEEP_FREED_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(2**31),
     "MALLOC_TOP_PAD_": str(2**26),
 }
-_PRODUCTS = (EMBEDDING_FILE, FEATURES_FILE, HISTORY_FILE)
+_PRODUCTS = (EMBEDDING_FILE, FEATURES_FILE, HISTORY_FILE, PREDICTION_FILE, MATCHING_FILE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +106,8 @@ def run_method(request: RunRequest) -> dict[str, Any]:
 
     The method works in a child process. Whatever happens to it (an exception, the memory killer, a
     limit), ``status.json`` says so, and ``embedding.h5ad`` exists (with 0 cells unless all went
-    well). Results are moved into place only when complete; the status comes last.
+    well, and for an answer that is no embedding: ``prediction.h5ad``, ``matching.npz``). Results
+    are moved into place only when complete; the status comes last.
 
     A training writes ``checkpoint.pt`` in the folder every `request.checkpoint_every` seconds. The
     same request goes on from it, to the same end; it is removed when the run has ended well.

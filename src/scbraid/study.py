@@ -23,7 +23,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from scbraid.conditions import DEFAULT_PRESET, Condition, MethodSpec, number_text
+from scbraid.conditions import (
+    DEFAULT_PRESET,
+    SPLIT_TASKS,
+    Condition,
+    MethodSpec,
+    number_text,
+)
 from scbraid.data.registry import Datasets, load_datasets
 from scbraid.errors import ConfigError, UnknownNameError
 from scbraid.files import write_json
@@ -49,12 +55,14 @@ class Catalogue:
         By name: title, role, uses, presets, names of options, whether it is deterministic, its
         module and whether it trains on a GPU.
     metrics
-        Those that every run is scored by: by name, whether ``higher`` or ``lower`` is better;
-        ``none`` where neither is.
+        Those of runs of whatever task: by name, whether ``higher`` or ``lower`` is better; ``none``
+        where neither is.
     figures
         By kind, what it is drawn from: scores, runs, embeddings, histories, guidance.
     check_values
         Raises for option values that a method refuses; None where the methods cannot be asked.
+    on_request
+        The metrics among them that a run is scored by only if a study names them.
     """
 
     methods: dict[str, dict[str, Any]]
@@ -63,10 +71,12 @@ class Catalogue:
     check_values: Callable[[MethodSpec], object] | None = dataclasses.field(
         default=None, compare=False
     )
+    on_request: tuple[str, ...] = ()
 
     @classmethod
     def live(cls) -> Catalogue:
         """Ask the registries, plug-ins included; they import numpy, scipy and pandas."""
+        from scbraid.evaluate.answers import all_answer_metrics
         from scbraid.methods import describe_methods, methods
         from scbraid.metrics import describe_metrics
         from scbraid.plots import FIGURES
@@ -82,9 +92,13 @@ class Catalogue:
 
         return cls(
             {row["name"]: planned(row) for row in describe_methods()},
-            {row["name"]: row["direction"] for row in describe_metrics() if row["benchmark"]},
+            {
+                **{row["name"]: row["direction"] for row in describe_metrics()},
+                **{name: metric.direction for name, metric in all_answer_metrics().items()},
+            },
             {name: kind.needs for name, kind in FIGURES.items()},
             lambda spec: methods()[spec.name].configure(spec.preset, dict(spec.options)),
+            tuple(row["name"] for row in describe_metrics() if not row["benchmark"]),
         )
 
     @classmethod
@@ -95,6 +109,7 @@ class Catalogue:
             {row["name"]: row for row in content["methods"]},
             content["metrics"],
             {name: tuple(needs) for name, needs in content["figures"].items()},
+            on_request=tuple(content["on_request"]),
         )
 
     @classmethod
@@ -113,6 +128,7 @@ class Catalogue:
             {
                 "methods": list(self.methods.values()),
                 "metrics": self.metrics,
+                "on_request": self.on_request,
                 "figures": self.figures,
             },
         )
@@ -366,6 +382,22 @@ class Plan:
         comparable = "guidance" in row["uses"] and not row["deterministic"]
         return other if comparable and other in self._run_set else None
 
+    def metrics(self, run: Run) -> list[str] | None:
+        """Metrics of a run: None for those of every run, else what studies ask for beside them.
+
+        Tasks with test cells have metrics of their own.
+        """
+        if run.condition.data.task in SPLIT_TASKS:
+            return None
+        asked = {
+            name
+            for study in self.studies.values()
+            if run in study.runs
+            for name in study.study.metrics or ()
+        }
+        extra = [name for name in self.catalogue.on_request if name in asked]
+        return ["benchmark", *extra] if extra else None
+
     @functools.cached_property
     def _run_set(self) -> frozenset[Run]:
         return frozenset(self.runs)
@@ -463,12 +495,34 @@ def plan_study(study: Study, path: Path, datasets: Datasets, catalogue: Catalogu
             for name in names:
                 if name not in known:
                     raise UnknownNameError(near_miss(name, known, kind))
+    with _noting(path, "conditions"):
+        places = _places(study.datasets, conditions, datasets)
     rows = (
         Row(condition, run)
-        for dataset, condition, method in itertools.product(study.datasets, conditions, methods)
+        for (dataset, condition), method in itertools.product(places, methods)
         for run in _runs(dataset, condition, method, study.seeds, catalogue)
     )
     return StudyPlan(path.stem, study, tuple(rows))
+
+
+def _places(
+    names: Sequence[str], conditions: Sequence[Condition], datasets: Datasets
+) -> list[tuple[str, Condition]]:
+    """Data sets and conditions together, less predictions from a layer that a data set lacks.
+
+    So one study holds all sub-tasks: from rna to adt where there is adt, to atac where there is.
+    """
+    found = []
+    for name, condition in itertools.product(names, conditions):
+        has = condition.data.layers or tuple(datasets[name].layers)
+        if condition.data.source is None or not has or condition.data.source in has:
+            found.append((name, condition))
+    for name in names:
+        if name not in [dataset for dataset, _ in found]:
+            sources = ", ".join(sorted({str(condition.data.source) for condition in conditions}))
+            msg = f"no condition suits data set {name!r}: it has no layer {sources} to predict from"
+            raise ConfigError(msg)
+    return found
 
 
 def _runs(

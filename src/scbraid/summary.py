@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 100
 
 # What stands first where not all metrics fit.
-_FIRST = ("overall", "bio", "mixing", "foscttm")
+_FIRST = ("overall", "bio", "mixing", "foscttm", "rmse", "matching_probability", "joint_mean")
 _NOT_RUN = ("failed", "timeout", "out_of_memory")
 
 Scores = dict[tuple[str, str, str, str], list[float]]

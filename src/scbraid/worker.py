@@ -24,12 +24,19 @@ from scbraid.guidance.graph import Guidance
 from scbraid.methods import methods
 from scbraid.methods.base import Method, MethodInfo, MethodResult, Truth
 from scbraid.methods.config import MethodConfig
-from scbraid.methods.output import write_embedding, write_features
+from scbraid.methods.output import (
+    write_embedding,
+    write_features,
+    write_matching,
+    write_prediction,
+)
 from scbraid.runner import (
     CHECKPOINT_FILE,
     EMBEDDING_FILE,
     FEATURES_FILE,
     HISTORY_FILE,
+    MATCHING_FILE,
+    PREDICTION_FILE,
     RunRequest,
 )
 from scbraid.sources import code_digest
@@ -39,6 +46,8 @@ from scbraid.train.run import TrainingRun
 
 # What methods that use labels are shown. No pseudotime: a value of the cell's own tells partners.
 LABEL_COLUMNS = ("cell_type", "subtype", "lineage", "scored")
+# What stands in their place where a cell's labels are not shown.
+_HIDDEN_LABELS = {"cell_type": None, "subtype": None, "lineage": None, "scored": False}
 # What torch says when an allocation fails, on a GPU and on a CPU.
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -185,7 +194,14 @@ def show_truth(
         The method's declaration.
     data, shown, order
         The layers before and after `blind`, and its order.
+
+    Notes
+    -----
+    Of a task whose truth names an exploration part, labels of the rest are withheld from all but
+    oracles.
     """
+    if "split" in table and info.role != "oracle":
+        table = _explored(table)
     if info.uses >= {"labels", "pairing"}:
         return Truth(table)
     if "pairing" in info.uses:
@@ -200,6 +216,22 @@ def show_truth(
     return Truth(pd.concat(parts, ignore_index=True))
 
 
+def _explored(table: pd.DataFrame) -> pd.DataFrame:
+    """Leave the labels of the exploration part (of training cells) alone, and no other truth."""
+    known = table["split"].isin(["exploration", "train"]).to_numpy()
+    columns = ["modality", "cell", "pair", *(name for name in LABEL_COLUMNS if name in table)]
+    shown = table[columns].copy()
+    if not (table["split"] == "exploration").any():
+        # Pairs of test cells are what a matching asks for.
+        shown["pair"] = shown["pair"].where(known, -1)
+    for name in LABEL_COLUMNS:
+        if name in shown:
+            values = shown[name].to_numpy(copy=True)
+            values[~known] = _HIDDEN_LABELS[name]
+            shown[name] = values
+    return shown
+
+
 def _write(
     scratch: Path,
     info: MethodInfo,
@@ -208,11 +240,17 @@ def _write(
     order: dict[str, np.ndarray],
 ) -> None:
     cells = {name: layer.cells for name, layer in data.layers.items()}
-    embeddings = {}
+    embeddings: dict[str, np.ndarray] = {}
     for name, rows in order.items():
+        if name not in result.embeddings:
+            continue
         embeddings[name] = np.empty_like(result.embeddings[name])
         embeddings[name][rows] = result.embeddings[name]
     write_embedding(scratch / EMBEDDING_FILE, cells, embeddings, f"X_{info.name}")
+    if result.prediction is not None:
+        write_prediction(scratch / PREDICTION_FILE, result.prediction)
+    if result.matching is not None:
+        write_matching(scratch / MATCHING_FILE, result.matching)
     if result.features:
         write_features(scratch / FEATURES_FILE, result)
     if result.history is not None:

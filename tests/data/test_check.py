@@ -396,6 +396,13 @@ def test_prepared_input_must_give_nothing_away(tmp_path):
     only(found, "mod/atac/obs", "10 cell names stand in both rna and atac of an unpaired input")
     row = only(found, "mod/rna/obs['cell_type']", "labels stand in a prepared input")
     assert row[2] == "error"
+    assert not any("cell name" in row[3] for row in bundle("joint", CELLS))
+    for task in ("prediction", "matching"):
+        # Training cells have partners, test cells have none.
+        assert not any("cell name" in row[3] for row in bundle(task, [*CELLS[:7], "x", "y", "z"]))
+        found = bundle(task, [f"d{number}" for number in range(N)])
+        row = only(found, "mod/atac/obs", f"the training cells of a {task} input have the same")
+        assert row[2] == "error"
     found = bundle("paired", [f"d{number}" for number in range(N)])
     only(found, "mod/atac/obs", "paired layers rna and atac share no cell name")
     assert not any("pairing away" in row[3] for row in bundle("paired", CELLS))

@@ -21,6 +21,14 @@ QUICK = {
     "max_epochs": 2,
     "edge_batches": 8,
 }
+# Names that other methods have for the same.
+QUICK_OTHERS = {
+    "max_steps": 4,
+    "evaluate_every": 2,
+    "min_steps": 1,
+    "n_trials": 2,
+    "fine_tune_epochs": 2,
+}
 
 
 @dataclasses.dataclass
@@ -65,7 +73,7 @@ def prepared(tmp_path_factory) -> Callable[..., Case]:
             prepare(
                 dataset, paths[0], paths[1], name=preset, task=task, cells=None, subsample_seed=0,
                 n_top_genes=80, n_pcs=20, lsi="glue", n_lsi=20, use_batch=use_batch, layers=None,
-                seed=0,
+                source="rna" if task == "prediction" else None, seed=0,
             )  # fmt: skip
             guidance = build_guidance(paths[0])
             guidance.save(paths[2])
@@ -84,6 +92,12 @@ def prepared(tmp_path_factory) -> Callable[..., Case]:
 def quick() -> dict:
     """Options for trainings whose result does not matter."""
     return dict(QUICK)
+
+
+@pytest.fixture(scope="session")
+def quick_everywhere() -> dict:
+    """Options for a training of any method, of which each has some."""
+    return QUICK | QUICK_OTHERS
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,6 +9,7 @@ import sys
 from functools import cache
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from scbraid.data.layers import Layers
@@ -19,7 +20,7 @@ from scbraid.methods.base import DEFAULT_PRESET, Method, MethodInfo, MethodResul
 
 NAMES = methods().names()
 ROLES = {"subject", "baseline", "control", "oracle"}
-TASKS = {"unpaired", "paired", "hybrid", "prediction", "matching", "imputation"}
+TASKS = {"unpaired", "paired", "hybrid", "prediction", "matching", "joint", "imputation"}
 USES = {"labels", "pairing", "batch", "guidance"}
 
 
@@ -37,7 +38,7 @@ class Fits:
 
     def case(self, name: str):
         info = methods()[name].info
-        task = "unpaired" if "unpaired" in info.tasks else "paired"
+        task = "unpaired" if "unpaired" in info.tasks else info.tasks[0]
         return self.prepared(task=task, n_cells=100)
 
     def run(self, name: str, data: Layers, seed: int = 0) -> MethodResult:
@@ -54,9 +55,19 @@ class Fits:
         return self.run(name, self.case(name).data, seed)
 
 
+def answer_of(result: MethodResult) -> dict[str, np.ndarray]:
+    """Arrays that a result consists of."""
+    found = dict(result.embeddings)
+    if result.prediction is not None:
+        found["prediction"] = result.prediction.values
+    if result.matching is not None:
+        found["matching"] = result.matching.weights.toarray()
+    return found
+
+
 @pytest.fixture(scope="module")
-def fits(prepared, quick):
-    return Fits(prepared, quick)
+def fits(prepared, quick_everywhere):
+    return Fits(prepared, quick_everywhere)
 
 
 def arrays_of(data: Layers, guidance: Guidance) -> dict[str, bytes]:
@@ -83,13 +94,14 @@ def test_inputs_are_left_alone_and_result_is_sound(fits, name):
     assert arrays_of(case.data, case.guidance) == before
     assert case.truth.equals(truth)
     result.check(case.data, name)
+    assert answer_of(result)
     widths = set()
     for layer, embedding in result.embeddings.items():
         assert embedding.shape[0] == case.data[layer].n_cells
         assert np.isfinite(embedding).all()
         assert embedding.std() > 0
         widths.add(embedding.shape[1])
-    assert len(widths) == 1
+    assert len(widths) == bool(result.embeddings)
     for layer, (features, embedding) in result.features.items():
         assert len(features) == len(embedding)
         assert set(features) <= set(case.data[layer].features.index)
@@ -100,8 +112,8 @@ def test_inputs_are_left_alone_and_result_is_sound(fits, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_same_seed_gives_the_same_bytes(fits, name):
     first, again = fits.fit(name, 0, 0), fits.fit(name, 0, 1)
-    for layer, embedding in first.embeddings.items():
-        assert embedding.tobytes() == again.embeddings[layer].tobytes()
+    for part, values in answer_of(first).items():
+        assert values.tobytes() == answer_of(again)[part].tobytes()
     for layer, (_, embedding) in first.features.items():
         assert embedding.tobytes() == again.features[layer][1].tobytes()
 
@@ -109,7 +121,8 @@ def test_same_seed_gives_the_same_bytes(fits, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_seed_changes_the_result_unless_the_method_is_deterministic(fits, name):
     first, other = fits.fit(name, 0, 0), fits.fit(name, 1, 0)
-    same = all(np.array_equal(e, other.embeddings[k]) for k, e in first.embeddings.items())
+    again = answer_of(other)
+    same = all(np.array_equal(values, again[part]) for part, values in answer_of(first).items())
     assert same == methods()[name].info.deterministic
 
 
@@ -123,11 +136,23 @@ def test_permuted_cells_give_a_permuted_embedding(fits, name):
     )
     found = fits.run(name, shuffled)
     expected = fits.fit(name, 0, 0)
-    for layer, rows in order.items():
+    for layer in expected.embeddings:
+        rows = order[layer]
         scale = np.abs(expected.embeddings[layer]).max()
         np.testing.assert_allclose(
             found.embeddings[layer] / scale, expected.embeddings[layer][rows] / scale, atol=1e-3
         )
+    if expected.prediction is not None:
+        rows = pd.Index(found.prediction.cells).get_indexer(expected.prediction.cells)
+        values = found.prediction.values[rows]
+        np.testing.assert_allclose(values, expected.prediction.values, atol=1e-3)
+    if expected.matching is not None:
+        a, b = (
+            pd.Index(cells).get_indexer(wanted)
+            for cells, wanted in zip(found.matching.cells, expected.matching.cells, strict=True)
+        )
+        weights = found.matching.weights.toarray()[a][:, b]
+        np.testing.assert_allclose(weights, expected.matching.weights.toarray(), atol=1e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -145,7 +170,8 @@ def test_declaration_is_complete(name):
         assert "doi" in info.citation
     if info.role == "oracle":
         assert info.uses & {"labels", "pairing"}
-    else:
+    elif info.tasks != ("joint",):
+        # The labels of a joint task's exploration part are its input; nobody else's reach a method.
         assert "labels" not in info.uses
     described = method.Config.describe()
     assert method.configure().as_dict().keys() == {row["name"] for row in described}

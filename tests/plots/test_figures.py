@@ -30,6 +30,10 @@ METHODS = [
 ]
 
 
+TASK_METRICS = ["rmse", "matching_probability", "matching_chance", "joint_mean"]
+TASK_CONDITIONS = ("prediction+source=rna", "prediction+source=adt", "matching", "joint")
+
+
 @pytest.fixture(scope="module")
 def inputs(make_scores, make_runs, make_history, make_panels, guidance):
     """What each kind of figure is drawn from: many methods, long names, several panels."""
@@ -48,6 +52,14 @@ def inputs(make_scores, make_runs, make_history, make_panels, guidance):
         "score_summary": (scores,),
         "bio_vs_mixing": (scores,),
         "foscttm": (scores,),
+        "task_scores": (
+            make_scores(
+                datasets=("bmmc_cite_dev", "a_data_set_with_a_name_of_some_length"),
+                conditions=TASK_CONDITIONS,
+                metrics=TASK_METRICS,
+                seeds=2,
+            ),
+        ),
         "umap_grid": (make_panels(),),
         "robustness_curve": (noise,),
         "training_history": (histories,),
@@ -75,7 +87,11 @@ def test_small_input_has_no_overlaps_either(
 ):
     scores = make_scores(seeds=1, methods=[("glue", "default", "", "", "")])
     two = make_scores(conditions=NOISE[:2], seeds=1, methods=[("glue", "default", "", "", "")])
+    one = [("glue", "default", "", "", "")]
     inputs = {
+        "task_scores": make_scores(
+            conditions=["matching"], metrics=TASK_METRICS, seeds=1, methods=one
+        ),
         "umap_grid": make_panels(1, 2, 10, batches=False),
         "robustness_curve": two,
         "training_history": make_history(stages=(("fit", 3),)),
@@ -95,7 +111,9 @@ def test_small_input_has_no_overlaps_either(
 def small_inputs(make_scores, make_runs, make_history, make_panels, guidance):
     scores = make_scores(methods=METHODS)
     noise = make_scores(conditions=NOISE, seeds=1, metrics=["overall"], methods=METHODS)
+    tasks = make_scores(conditions=TASK_CONDITIONS, metrics=TASK_METRICS, methods=METHODS)
     return {
+        "task_scores": (tasks,),
         "umap_grid": (make_panels(2, 5, 40),),
         "robustness_curve": (noise,),
         "training_history": (make_history(),),
@@ -124,6 +142,32 @@ def test_files_are_whole_and_come_out_the_same_twice(kind, small_inputs, tmp_pat
     for end in ("pdf", "png", "tsv"):
         again = (tmp_path / f"second.{end}").read_bytes()
         assert (tmp_path / "deeper" / f"{kind}.{end}").read_bytes() == again, end
+
+
+def test_each_task_shows_its_headline(make_scores):
+    scores = make_scores(conditions=TASK_CONDITIONS, metrics=TASK_METRICS, methods=METHODS)
+    table = plots.task_scores(scores).table
+    shown = table.groupby("condition")["metric"].unique().map(list).to_dict()
+    assert shown == {
+        "prediction+source=rna": ["rmse"],
+        "prediction+source=adt": ["rmse"],
+        "matching": ["matching_probability"],
+        "joint": ["joint_mean"],
+    }
+    own = scores[(scores["condition"] == "matching") & (scores["method"] == "random")]
+    expected = own.loc[own["metric"] == "matching_probability", "value"].mean()
+    row = table[(table["condition"] == "matching") & (table["method"] == "random")]
+    assert row.loc[row["mark"] == "mean", "value"].item() == pytest.approx(expected)
+    # A method whose runs all failed keeps its row.
+    assert set(table.loc[table["method"] == "liger", "status"]) == {"timeout"}
+    with pytest.raises(plots.NothingToDraw, match="of a prediction, matching or joint embedding"):
+        plots.task_scores(make_scores())
+
+
+def test_summary_of_tasks_without_any_metric_of_an_embedding(make_scores):
+    scores = make_scores(conditions=["matching"], metrics=TASK_METRICS[1:3], methods=METHODS)
+    table = plots.score_summary(scores).table
+    assert set(table["panel"]) == {"matching_probability", "matching_chance"}
 
 
 @pytest.mark.parametrize("kind", ["coverage", "score_summary", "bio_vs_mixing", "foscttm"])

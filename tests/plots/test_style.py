@@ -19,6 +19,7 @@ from scbraid.plots.style import (
     category_colours,
     seed_offsets,
     shorten,
+    shorten_all,
     style,
     text_width,
     wrap,
@@ -103,6 +104,28 @@ def test_shorten_keeps_both_ends_and_fits():
     assert "…" in short
     assert shorten("GLUE", 25.0) == "GLUE"
     assert shorten(name, 0.1) == "…"
+
+
+def test_texts_that_are_shortened_together_stay_different():
+    names = [
+        "CoVEL:edge_damage=0.4,max_epochs=2",
+        "CoVEL:edge_damage=1,max_epochs=2",
+        "CoVEL:edge_damage=0.8,max_epochs=2",
+        "GLUE",
+        "GLUE",
+    ]
+    width = text_width("CoVEL:edge_damage=0.4…") + 0.5
+    assert len({shorten(name, 25.0) for name in names[:3]}) == 1
+    for room in (width, 25.0):
+        short = shorten_all(names, room)
+        assert len(set(short)) == 4
+        assert short[3:] == ["GLUE", "GLUE"]
+        assert all(text_width(label) <= room for label in short)
+        assert all(
+            value in label for value, label in zip(("0.4", "1", "0.8"), short[:3], strict=True)
+        )
+    # Where there is no room, there is none.
+    assert shorten_all(names[:2], 0.1) == ["…", "…"]
 
 
 def test_wrap_fits_and_keeps_no_break_spaces():

@@ -26,6 +26,14 @@ OTHER = {
     "n_lsi": 30,
     "use_batch": True,
     "layers": ("rna", "atac"),
+    "source": "rna",
+    "split": "weighted",
+    "test_share": 0.3,
+    "n_test": 100,
+    "test_batches": ("b1", "s3.d7"),
+    "split_seed": 4,
+    "atac_only": 0.5,
+    "atac_only_seed": 2,
     "region": "promoter",
     "promoter_len": 1000,
     "extend_range": 150_000,
@@ -49,6 +57,7 @@ def test_default_condition_is_one_word() -> None:
         "unpaired+cells=1500+subsample_seed=1",
         "unpaired@corrupt_rate=0.2",
         "unpaired@corrupt_rate=0.2+corrupt_seed=1",
+        "hybrid+cells=1500+atac_only=0.5+atac_only_seed=1",
         "paired+use_batch=true+layers=rna-atac@region=promoter+extend_range=150000+decay=power",
     ],
 )
@@ -69,6 +78,49 @@ def test_every_setting_round_trips_alone_and_with_any_other() -> None:
         assert re.fullmatch(r"[A-Za-z0-9_.=+@\-]+", condition.slug)
 
 
+@pytest.mark.parametrize(
+    ("slug", "canonical"),
+    [
+        ("prediction+source=rna", None),
+        ("prediction+n_pcs=50+source=adt+split=weighted+n_test=1000", None),
+        ("matching+split=batch+test_batches=s1d2-B.4", None),
+        ("matching+test_share=0.1+split_seed=3", None),
+        ("joint+cells=500+use_batch=true", None),
+        # What changes nothing is left out.
+        ("matching+use_batch=true", "matching"),
+        ("joint+source=rna", "joint"),
+        ("prediction+source=rna+n_test=9+test_share=0.4", "prediction+n_test=9+source=rna"),
+        (
+            "matching+split=batch+test_batches=b1+n_test=9+test_share=0.4+split_seed=5",
+            "matching+split=batch+test_batches=b1",
+        ),
+        ("unpaired+test_share=0.3+split=weighted+source=rna", "unpaired"),
+    ],
+)
+def test_tasks_with_a_split_have_slugs(slug: str, canonical: str | None) -> None:
+    condition = Condition.parse(slug)
+    expected = slug if canonical is None else Condition.parse(canonical).slug
+    assert condition.slug == expected
+    assert Condition.parse(condition.slug) == condition
+    assert condition.data.use_batch == (condition.data.task == "matching" or "use_batch" in slug)
+
+
+@pytest.mark.parametrize(
+    ("slug", "message"),
+    [
+        ("prediction", "task prediction needs the setting source, such as source=rna"),
+        ("matching+split=batch", "split is 'batch' and test_batches is none"),
+        ("matching+test_batches=b1-b2", "split is 'random' and test_batches is b1-b2"),
+        ("joint+test_share=1", "expected a number above 0 and below 1"),
+        ("joint+n_test=0", "expected a whole number, at least 1"),
+        ("matching+split=batch+test_batches=a--b", "expected batch names of letters"),
+    ],
+)
+def test_wrong_splits_are_refused(slug: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Condition.parse(slug)
+
+
 def test_order_and_stated_defaults_do_not_matter() -> None:
     one = Condition.parse("unpaired+n_pcs=50+cells=100@corrupt_seed=2+corrupt_rate=0.50")
     other = Condition.parse("unpaired+cells=100+n_pcs=50+lsi=glue@corrupt_rate=.5+corrupt_seed=2")
@@ -79,6 +131,8 @@ def test_order_and_stated_defaults_do_not_matter() -> None:
 def test_settings_without_effect_are_dropped() -> None:
     assert Condition.parse("unpaired+subsample_seed=4").slug == "unpaired"
     assert Condition.parse("unpaired@corrupt_seed=4+corrupt_kind=drop").slug == "unpaired"
+    assert Condition.parse("paired+atac_only=0.5+atac_only_seed=1").slug == "paired"
+    assert Condition.parse("hybrid+atac_only=0+atac_only_seed=1").slug == "hybrid+atac_only=0"
 
 
 def test_without_guidance_keeps_the_data_part() -> None:

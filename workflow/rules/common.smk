@@ -110,6 +110,13 @@ def prepared_truth(wildcards):
     return in_prepared(wildcards, Condition.parse(wildcards.condition).data.slug, "truth.parquet")
 
 
+def solution_of(wildcards):
+    """Values that predictions are scored against."""
+    data = Condition.parse(wildcards.condition).data
+    is_prediction = data.task == "prediction"
+    return [in_prepared(wildcards, data.slug, "solution.h5ad")] if is_prediction else []
+
+
 def truth_of(wildcards):
     """The truth, for methods that declare that they use labels."""
     return [prepared_truth(wildcards)] if "labels" in method_row(wildcards)["uses"] else []
@@ -124,15 +131,19 @@ def guidance_of(wildcards):
     return []
 
 
-def reference_run(wildcards):
-    """Status of the run that the features of a run are compared with."""
-    run = Run(
+def run_of(wildcards):
+    """The run that a file belongs to."""
+    return Run(
         wildcards.dataset,
         Condition.parse(wildcards.condition),
         MethodSpec.parse(wildcards.method),
         int(wildcards.seed),
     )
-    reference = PLAN.reference(run)
+
+
+def reference_run(wildcards):
+    """Status of the run that the features of a run are compared with."""
+    reference = PLAN.reference(run_of(wildcards))
     return [f"{PLAN.config.results}/{reference.path}/status.json"] if reference else []
 
 

@@ -1,9 +1,11 @@
-# All metrics that apply are computed, whatever the studies show: a run is scored once.
+# All metrics of a benchmark are computed, whatever the studies show, and those on request that some
+# study names: a run is scored once.
 rule evaluate:
     input:
         status="<results>/runs/{dataset}/{condition}/{method}/{seed}/status.json",
         embedding="<results>/runs/{dataset}/{condition}/{method}/{seed}/embedding.h5ad",
         truth=prepared_truth,
+        solution=solution_of,
         data=prepared_input,
         guidance=guidance_of,
         reference=reference_run,
@@ -18,6 +20,7 @@ rule evaluate:
         mem_mb=growing(4000),
         runtime=60,
     params:
+        metrics=lambda wildcards: PLAN.metrics(run_of(wildcards)),
         code=code("evaluate.py"),
     message:
         "score {wildcards.method} on {wildcards.dataset} ({wildcards.condition}), seed {wildcards.seed}"

@@ -628,6 +628,10 @@ def _check_strand(layer: _Layer, report: _Report) -> None:
         )
 
 
+# Tasks whose training cells have partners, and whose test cells have none.
+_PARTLY_PAIRED = ("prediction", "matching")
+
+
 def _check_cells(layers: Sequence[_Layer], paired: bool | None) -> list[Finding]:
     """Compare cell names between layers."""
     findings: list[Finding] = []
@@ -645,7 +649,11 @@ def _check_cells(layers: Sequence[_Layer], paired: bool | None) -> list[Finding]
                 f"paired layers {between} share no cell name (first: {str(one.cells[0])!r} and "
                 f"{str(other.cells[0])!r}); make them equal, or do not call the data paired",
             )
-        elif stated and (shared < len(one.cells) or shared < len(other.cells)):
+        elif (
+            stated
+            and (shared < len(one.cells) or shared < len(other.cells))
+            and (other.meta or one.meta).get("task") != "hybrid"
+        ):
             report.warning(
                 field,
                 f"paired layers {between} share {shared:,} of {len(one.cells):,} and "
@@ -657,6 +665,14 @@ def _check_cells(layers: Sequence[_Layer], paired: bool | None) -> list[Finding]
                 f"{shared:,} cell names stand in both {between} of an unpaired input: they give "
                 "the pairing away",
             )
+        elif (other.meta or one.meta).get("task") in _PARTLY_PAIRED:
+            if not shared:
+                task = (other.meta or one.meta)["task"]
+                report.error(
+                    field,
+                    f"layers {between} share no cell name; the training cells of a {task} input "
+                    "have the same name in both",
+                )
         elif stated is None and shared:
             report.info(
                 field,
@@ -667,8 +683,10 @@ def _check_cells(layers: Sequence[_Layer], paired: bool | None) -> list[Finding]
 
 
 def _states_pairing(meta: Mapping[str, Any]) -> bool | None:
+    if meta.get("task") in _PARTLY_PAIRED:
+        return None
     if "task" in meta:
-        return meta["task"] == "paired"
+        return meta["task"] in ("paired", "hybrid", "joint")
     return bool(meta["paired"]) if "paired" in meta else None
 
 

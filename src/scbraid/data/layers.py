@@ -126,7 +126,9 @@ class Layers:
     layers
         By modality name, in file order.
     paired
-        True when equal cell names in two layers mean the same cell.
+        True when equal cell names in two layers mean the same cell, for all cells. False for the
+        tasks prediction and matching, where this holds for training cells and others have no
+        partner.
     meta
         What the file's ``uns["scbraid"]`` states (task, genome, likelihoods, ...).
     """
@@ -201,7 +203,10 @@ class Layers:
                         logger.warning("%s, or it takes memory as a whole", msg)
                 meta.update(_read_meta(handle))
         # A prepared input states its task; a data set states whether its cells are paired.
-        paired = meta["task"] == "paired" if "task" in meta else bool(meta.get("paired", False))
+        if "task" in meta:
+            paired = meta["task"] in ("paired", "hybrid", "joint")
+        else:
+            paired = bool(meta.get("paired", False))
         return cls(layers, paired=paired, meta=meta)
 
 

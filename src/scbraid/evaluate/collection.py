@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from scbraid.conditions import SPLIT_TASKS
 from scbraid.errors import DataError
+from scbraid.evaluate.answers import all_answer_metrics
 from scbraid.evaluate.step import IDENTITY, SCORE_COLUMNS
 from scbraid.files import atomic_path
 from scbraid.metrics.aggregate import aggregate, minmax_table, read_minmax, write_minmax
@@ -62,7 +64,7 @@ def collect(
         For a metric that does not exist.
     """
     if metrics is not None:
-        known = {aggregate.name for aggregate in AGGREGATES}
+        known = {aggregate.name for aggregate in AGGREGATES} | set(all_answer_metrics())
         for name in metrics:
             if name not in known:
                 METRICS[name]
@@ -80,8 +82,13 @@ def collect(
             f"{row['dataset']}, {row['condition']} stands twice in study {study!r}; list each once"
         )
         raise DataError(msg)
-    minmax = minmax_table(scores, study) if minmax_in is None else read_minmax(minmax_in)
-    table = pd.concat([scores, aggregate(scores, minmax)], ignore_index=True)
+    # What aggregates are made of belongs to integrated layers: other tasks have means of their own.
+    task = scores["condition"].astype(str).str.extract(r"^([a-z]+)", expand=False)
+    integrated = scores[~task.isin(SPLIT_TASKS)]
+    minmax = minmax_table(integrated, study) if minmax_in is None else read_minmax(minmax_in)
+    table = scores
+    if len(integrated):
+        table = pd.concat([scores, aggregate(integrated, minmax)], ignore_index=True)
     order = {name: i for i, name in enumerate(metrics or _all_names(table))}
     run = table.groupby(list(IDENTITY), sort=False).ngroup()
     table = (
@@ -99,6 +106,7 @@ def collect(
 
 def _all_names(table: pd.DataFrame) -> list[str]:
     names = [*METRICS.names(), *(aggregate.name for aggregate in AGGREGATES)]
+    names += [name for name in all_answer_metrics() if name not in names]
     # Files of a newer or older version may hold metrics that this one does not know.
     return [*names, *(name for name in dict.fromkeys(table["metric"]) if name not in names)]
 

@@ -29,6 +29,7 @@ _SHOWN = 3
 # Where a file does not say which representation is a layer's own space.
 _SPACES = ("X_pca", "X_lsi")
 _N_SPACE_DIMS = 50
+_EXPRESSION = "rna"
 
 
 def match(
@@ -61,7 +62,7 @@ def match(
     -------
     Inputs
         Rows that are not finite, cells with ``scored`` false, and (where a data set has cell types)
-        cells without one are left out of everything.
+        cells without one are left out of everything, and so is a layer without a scored cell.
 
     Raises
     ------
@@ -70,6 +71,8 @@ def match(
         missing and the extra ones are named.
     """
     known = _align(embedding, truth)
+    # A layer without any scored cell (rna of a hybrid) is no part of what is scored.
+    known = {name: rows for name, rows in known.items() if rows["scored"].any()} or known
     absent: dict[str, str] = {}
     finite = {
         name: np.isfinite(coordinates).all(axis=1)
@@ -117,8 +120,15 @@ def match(
                     columns = {name: read_frame(layers[name]["var"]).index for name in order}
                     edges = _edges(Guidance.load(guidance_path), columns)
     elif input_path is not None:
+        with open_layers(input_path) as (layers, meta):
+            if meta.get("task") == "joint" and needed("references"):
+                references = _joint_space(
+                    layers, meta, embedding.cells[JOINT][keep[JOINT]], input_path
+                )
         joint = "the embedding is joint: its rows are not those of a layer"
         absent |= dict.fromkeys(("references", "counts"), joint)
+        if references is not None:
+            del absent["references"]
     own_features, reference_features = None, None
     if features is not None and needed("features", "reference_run"):
         own_features, reference_features, reasons = _features(*features)
@@ -237,6 +247,18 @@ def _own_spaces(
             return None, f"{wanted[0]} of layer {name!r} is not finite everywhere"
         spaces[name] = space
     return spaces, ""
+
+
+def _joint_space(
+    layers: Mapping[str, h5py.Group],
+    meta: Mapping[str, Any],
+    cells: np.ndarray,
+    path: str | Path,
+) -> dict[str, np.ndarray] | None:
+    """Own space of the expression layer (the first one without it) for rows of a joint one."""
+    name = _EXPRESSION if _EXPRESSION in layers else next(iter(layers))
+    spaces, _ = _own_spaces(layers, meta, {name: _rows_of(layers, name, cells, path)})
+    return None if spaces is None else {JOINT: spaces[name]}
 
 
 def _counts(

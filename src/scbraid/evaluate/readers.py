@@ -358,7 +358,8 @@ def _truth_from_hdf5(path: Path) -> tuple[pd.DataFrame, bool]:
             obs = read_obs(group, path)
             frame = obs.reset_index(drop=True).assign(cell=obs.index.to_numpy(dtype=str))
             frames.append(frame if one_for_all else frame.assign(modality=name))
-    paired = meta.get("paired", meta.get("task", "paired") == "paired")
+    # Equal names are one cell in the input of every other task, be it of training cells alone.
+    paired = meta.get("paired", meta.get("task", "paired") != "unpaired")
     return pd.concat(frames, ignore_index=True), bool(paired)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import pandas as pd
 
 from scbraid.conditions import MethodSpec
 from scbraid.errors import ConfigError, ContractError, DataError
+from scbraid.evaluate.answers import chosen_metrics, score_answer, task_of_truth
 from scbraid.evaluate.matching import match
 from scbraid.evaluate.readers import read_embedding, read_truth
 from scbraid.files import atomic_path, read_json
-from scbraid.metrics import METRICS, Score, benchmark_metrics, default_metrics, score
+from scbraid.metrics import METRICS, Metric, Score, benchmark_metrics, default_metrics, score
 from scbraid.metrics.registry import AGGREGATES
 
 IDENTITY = ("dataset", "condition", "method", "preset", "seed")
@@ -31,9 +32,13 @@ def evaluate(
     metrics: Sequence[str] | None = None,
     *,
     reference_run: str | Path | None = None,
+    solution_path: str | Path | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Score the embedding of a run against the truth.
+    """Score what a run answered, an embedding as a rule, against the truth.
+
+    The truth states the task where it is prediction, matching or joint embedding; its own metrics
+    are then computed (:func:`scbraid.evaluate.answers.answer_metrics`).
 
     Parameters
     ----------
@@ -49,9 +54,11 @@ def evaluate(
     out_path
         Where the table is written; scores.parquet in `run_dir` by default.
     metrics
-        Names (:func:`expand`); those of every benchmark when None.
+        Names (:func:`expand`); those of every benchmark, or of the task, when None.
     reference_run
         Folder of the run that the feature consistency compares with.
+    solution_path
+        solution.h5ad of a prediction; beside the truth by default.
     seed
         Of clusterings and draws.
 
@@ -71,8 +78,14 @@ def evaluate(
         For a metric that does not exist.
     """
     run_dir = Path(run_dir)
-    names = expand(["benchmark"] if metrics is None else metrics)
+    task = task_of_truth(truth_path)
     status = _read_status(run_dir)
+    if task is not None:
+        scores = _score_task(
+            task, run_dir, status, truth_path, input_path, solution_path, metrics, seed
+        )
+        return _written(scores, run_dir, status, out_path)
+    names = expand(["benchmark"] if metrics is None else metrics)
     if status["status"] == "ok":
         embedding = read_embedding(run_dir / "embedding.h5ad")
         if embedding.n_cells == 0:
@@ -93,14 +106,53 @@ def evaluate(
             raise
         scores = score(inputs, names, seed)
     else:
-        reason = str(status.get("reason", ""))
-        scores = [
-            Score(name, METRICS[name].definition, None, status["status"], reason, 0, 0.0)
-            for name in names
-        ]
+        scores = _without_value({name: METRICS[name] for name in names}, status)
+    return _written(scores, run_dir, status, out_path)
+
+
+def _written(
+    scores: Sequence[Score], run_dir: Path, status: dict[str, Any], out_path: str | Path | None
+) -> pd.DataFrame:
     table = scores_table(scores, _identity(run_dir, status))
     write_scores(table, run_dir / "scores.parquet" if out_path is None else out_path)
     return table
+
+
+def _score_task(
+    task: str,
+    run_dir: Path,
+    status: dict[str, Any],
+    truth_path: str | Path,
+    input_path: str | Path | None,
+    solution_path: str | Path | None,
+    metrics: Sequence[str] | None,
+    seed: int,
+) -> list[Score]:
+    chosen = chosen_metrics(task, metrics)
+    if status["status"] != "ok":
+        return _without_value(chosen, status)
+    try:
+        scores = score_answer(
+            task,
+            run_dir,
+            truth_path,
+            input_path=input_path,
+            solution_path=solution_path,
+            seed=seed,
+        )
+    except (ContractError, DataError) as error:
+        error.add_note(f"while scoring {run_dir} against {truth_path}")
+        raise
+    return [one for one in scores if one.metric in chosen]
+
+
+def _without_value(metrics: Mapping[str, Metric], status: dict[str, Any]) -> list[Score]:
+    """One row a metric of a run that did not end well."""
+    reason = str(status.get("reason", ""))
+    return [
+        Score(name, metric.definition, None, status["status"], reason, 0, 0.0)
+        for name, metric in metrics.items()
+    ]
 
 
 def expand(metrics: Iterable[str] | None) -> list[str]:

@@ -39,6 +39,12 @@ def methods() -> Registry[type[Method]]:
     from scbraid.methods.glue.method import GlueMethod, PairedGlueMethod
     from scbraid.methods.sailerx.method import LabelSailerxMethod, SailerMethod, SailerxMethod
     from scbraid.methods.sci2cl.method import LabelledSci2clMethod, Sci2clMethod
+    from scbraid.methods.scmognn.method import (
+        ScmognnJoint,
+        ScmognnJointUnsupervised,
+        ScmognnMatching,
+        ScmognnPrediction,
+    )
 
     registry: Registry[type[Method]] = Registry("method")
     own: tuple[type[Method], ...] = (
@@ -50,6 +56,10 @@ def methods() -> Registry[type[Method]]:
         LabelSailerxMethod,
         Sci2clMethod,
         LabelledSci2clMethod,
+        ScmognnPrediction,
+        ScmognnMatching,
+        ScmognnJoint,
+        ScmognnJointUnsupervised,
         *BASELINES,
     )
     for method in own:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from scbraid.data.layers import Layer, Layers
 from scbraid.errors import ConfigError, ContractError, DataError, NotApplicable, UnknownNameError
@@ -39,7 +40,9 @@ class MethodInfo:
         ``subject`` (re-implemented and studied), ``baseline`` (a published method beside them),
         ``control`` (trivial) or ``oracle`` (sees the truth; an upper anchor).
     tasks
-        Among unpaired, paired, hybrid, prediction, matching, imputation.
+        Among unpaired, paired, hybrid, prediction, matching, joint, imputation. A method for
+        unpaired or paired data also embeds those of a joint task. One of several tasks reads
+        ``data.meta["task"]``.
     modalities
         Layer names it accepts; empty means any.
     uses
@@ -84,7 +87,8 @@ class Truth:
     table
         One row a cell: modality, cell and what the method declares. Labels bring cell_type and the
         other label columns, pairing brings pair (-1 for all cells otherwise); a method that
-        declares both is shown the whole truth table of the condition.
+        declares both is shown the whole truth table of the condition. In a joint task the labels
+        are those of the exploration part, and missing (scored: false) for the rest.
     """
 
     table: pd.DataFrame
@@ -109,6 +113,51 @@ class Truth:
         return own[found]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+    """Predicted values of a layer for the cells that the input lacks there.
+
+    Attributes
+    ----------
+    layer
+        The predicted layer, ``data.meta["target"]``.
+    cells
+        Names of the test cells in the source layer, (n_test,), in any order.
+    features
+        Names of the layer's features, (n_features,), in any order.
+    values
+        float32 (n_test, n_features), in the space of `scbraid.prepare.target_values`.
+    """
+
+    layer: str
+    cells: np.ndarray
+    features: np.ndarray
+    values: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Matching:
+    """Which test cells of one layer are which of the other.
+
+    Attributes
+    ----------
+    layers
+        Names of the two layers (a, b).
+    cells
+        Names of their test cells, (n_a,) and (n_b,), in any order.
+    weights
+        CSR (n_a, n_b), non-negative; a row over its sum are the probabilities of a cell's
+        candidates. A row without a weight scores 0.
+    hard
+        Whether every cell has one candidate at most.
+    """
+
+    layers: tuple[str, str]
+    cells: tuple[np.ndarray, np.ndarray]
+    weights: sp.csr_matrix
+    hard: bool
+
+
 @dataclasses.dataclass
 class MethodResult:
     """What a method returns.
@@ -116,28 +165,46 @@ class MethodResult:
     Attributes
     ----------
     embeddings
-        By layer name, float array of shape (n_cells, k), rows in the layer's cell order.
+        By layer name, float array of shape (n_cells, k), rows in the layer's cell order; empty
+        for the tasks prediction and matching.
     features
         By layer name, (feature names, float array (n_features, k)); empty when there are none.
     history
         Training history, one row an epoch and split; None when nothing was trained.
     details
         Numbers worth keeping in the status: epochs, clusters, schedule.
+    prediction, matching
+        The answer to the task of that name; None for the others.
     """
 
     embeddings: dict[str, np.ndarray]
     features: dict[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
     history: pd.DataFrame | None = None
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    prediction: Prediction | None = None
+    matching: Matching | None = None
 
     def check(self, data: Layers, method: str) -> None:
-        """Refuse embeddings that miss a layer or cells, differ in width, or are not numbers.
+        """Refuse an answer that is not one to the task of the input.
+
+        Embeddings must have every layer and cell, one width, and finite values; a prediction every
+        test cell and feature, finite; a matching every test cell of both layers, and finite weights
+        of 0 or more.
 
         Raises
         ------
         ContractError
             Naming the method, the layer and what was found.
         """
+        task = task_of(data)
+        if task == "prediction":
+            _check_prediction(self.prediction, data, method)
+        elif task == "matching":
+            _check_matching(self.matching, data, method)
+        else:
+            self._check_embeddings(data, method)
+
+    def _check_embeddings(self, data: Layers, method: str) -> None:
         widths = set()
         for name, layer in data.layers.items():
             if name not in self.embeddings:
@@ -159,6 +226,111 @@ class MethodResult:
             if n_bad == len(embedding):
                 msg = f"method {method!r} returned no finite value for layer {name!r}"
                 raise ContractError(msg)
+
+
+def task_of(data: Layers) -> str:
+    """Task of an input: what it states, else paired or unpaired as its cells are."""
+    stated = data.meta.get("task")
+    if stated in (None, "paired", "unpaired") or (stated == "hybrid" and not data.paired):
+        # Pairs may be withheld from a method: the data then state them no more.
+        return "paired" if data.paired else "unpaired"
+    return str(stated)
+
+
+def _check_prediction(found: Prediction | None, data: Layers, method: str) -> None:
+    if found is None:
+        msg = f"method {method!r} returned no prediction, which the task asks for"
+        raise ContractError(msg)
+    source, target = data.meta["source"], data.meta["target"]
+    if found.layer != target:
+        msg = f"method {method!r} predicted layer {found.layer!r}; expected {target!r}"
+        raise ContractError(msg)
+    expected = held_out_cells(data)[source]
+    _check_names(found.cells, expected, f"method {method!r} predicted cells", "test cells")
+    features = data[target].features.index.to_numpy(dtype=str)
+    _check_names(found.features, features, f"method {method!r} predicted features", "features")
+    shape = (len(expected), len(features))
+    if found.values.shape != shape:
+        msg = (
+            f"method {method!r} returned a prediction of shape {found.values.shape}; expected "
+            f"{shape}, test cells by features of {target!r}"
+        )
+        raise ContractError(msg)
+    n_bad = int((~np.isfinite(found.values)).sum())
+    if n_bad:
+        msg = f"method {method!r} returned {n_bad:,} predicted values that are not finite"
+        raise ContractError(msg)
+
+
+def _check_matching(found: Matching | None, data: Layers, method: str) -> None:
+    if found is None:
+        msg = f"method {method!r} returned no matching, which the task asks for"
+        raise ContractError(msg)
+    if sorted(found.layers) != sorted(data.names):
+        msg = (
+            f"method {method!r} matched the layers {', '.join(found.layers)}; expected "
+            f"{', '.join(data.names)}"
+        )
+        raise ContractError(msg)
+    expected = held_out_cells(data)
+    for layer, cells in zip(found.layers, found.cells, strict=True):
+        _check_names(cells, expected[layer], f"method {method!r} matched {layer} cells", "ones")
+    shape = (len(found.cells[0]), len(found.cells[1]))
+    weights = found.weights
+    if not sp.issparse(weights) or weights.format != "csr" or weights.shape != shape:
+        kind = getattr(weights, "format", type(weights).__name__)
+        msg = (
+            f"method {method!r} returned weights as {kind} of shape {weights.shape}; expected csr "
+            f"of {shape}"
+        )
+        raise ContractError(msg)
+    wrong = ~(np.isfinite(weights.data) & (weights.data >= 0))
+    if wrong.any():
+        msg = (
+            f"method {method!r} returned {int(wrong.sum()):,} weights that are negative or not "
+            f"finite (first: {weights.data[wrong][0]:g})"
+        )
+        raise ContractError(msg)
+    most = int(np.diff(weights.indptr).max(initial=0))
+    if found.hard and most > 1:
+        msg = f"method {method!r} calls its matching hard, but a cell has {most} candidates"
+        raise ContractError(msg)
+
+
+def _check_names(found: np.ndarray, expected: np.ndarray, here: str, what: str) -> None:
+    names, wanted = pd.Index(np.asarray(found).astype(str)), pd.Index(expected)
+    if names.has_duplicates:
+        msg = f"{here} twice (first: {str(names[names.duplicated()][0])!r})"
+        raise ContractError(msg)
+    missing, extra = wanted.difference(names), names.difference(wanted)
+    if len(missing) or len(extra):
+        first = repr(str([*missing, *extra][0]))
+        msg = (
+            f"{here} that are not the {len(wanted):,} {what} of the input: {len(missing):,} are "
+            f"missing and {len(extra):,} unknown (first: {first})"
+        )
+        raise ContractError(msg)
+
+
+def held_out_cells(data: Layers) -> dict[str, np.ndarray]:
+    """Names of each layer's cells that have no partner in the other layers, in the layer's order.
+
+    Of a prediction or matching task these are the test cells; the target layer of a prediction has
+    none.
+    """
+    found = {}
+    for name, layer in data.layers.items():
+        others = [other.cells for key, other in data.layers.items() if key != name]
+        shared = np.isin(layer.cells, np.concatenate(others)) if others else np.zeros(0, bool)
+        found[name] = layer.cells[~shared] if others else layer.cells
+    return found
+
+
+def training_rows(data: Layers, first: str, second: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the cells that two layers share: row i of both is the same cell, (n_train,) each."""
+    rows = pd.Index(data[second].cells).get_indexer(data[first].cells)
+    own = np.flatnonzero(rows >= 0)
+    return own, rows[own]
 
 
 class Method(abc.ABC):
@@ -239,9 +411,12 @@ class Method(abc.ABC):
     @classmethod
     def check_applicable(cls, data: Layers) -> None:
         """Raise NotApplicable when task or modalities do not fit."""
-        task = "paired" if data.paired else "unpaired"
-        # A method for unpaired data also runs on paired data: the pairing is withheld.
-        accepted = {*cls.info.tasks, *(("paired",) if "unpaired" in cls.info.tasks else ())}
+        task = task_of(data)
+        # A method for unpaired data also runs on paired data: the pairing is withheld. Data of a
+        # joint task are paired.
+        accepted = set(cls.info.tasks)
+        accepted |= {"paired", "hybrid"} if "unpaired" in accepted else set()
+        accepted |= {"joint"} if "paired" in accepted else set()
         if task not in accepted:
             msg = f"{cls.info.name} needs {' or '.join(sorted(cls.info.tasks))} data; got {task}"
             raise NotApplicable(msg)

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from scbraid.files import atomic_path
-from scbraid.methods.base import MethodResult
+from scbraid.methods.base import Matching, MethodResult, Prediction
 
 
 def write_embedding(
@@ -62,6 +62,32 @@ def write_features(path: str | Path, result: MethodResult) -> None:
             embedding=np.concatenate(
                 [np.asarray(part[1], np.float32) for part in result.features.values()]
             ),
+        )
+
+
+def write_prediction(path: str | Path, prediction: Prediction) -> None:
+    """Write an h5ad file: X float32 (n_test, n_features), names of cells and features."""
+    with atomic_path(path) as partial, h5py.File(partial, "w", track_order=False) as file:
+        _mark(file, "anndata", "0.1.0")
+        _array(file, "X", np.ascontiguousarray(prediction.values, dtype=np.float32))
+        _frame(file, "obs", {"_index": np.asarray(prediction.cells, dtype=object)})
+        _frame(file, "var", {"_index": np.asarray(prediction.features, dtype=object)})
+        for group in ("obsm", "varm", "obsp", "varp", "layers", "uns"):
+            _mark(file.create_group(group), "dict", "0.1.0")
+
+
+def write_matching(path: str | Path, matching: Matching) -> None:
+    """Write an npz file: layers, cells_a, cells_b (text), CSR parts of the weights, hard."""
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(
+            file,
+            layers=np.asarray(matching.layers).astype(str),
+            cells_a=np.asarray(matching.cells[0]).astype(str),
+            cells_b=np.asarray(matching.cells[1]).astype(str),
+            data=matching.weights.data.astype(np.float32),
+            indices=matching.weights.indices.astype(np.int64),
+            indptr=matching.weights.indptr.astype(np.int64),
+            hard=np.bool_(matching.hard),
         )
 
 

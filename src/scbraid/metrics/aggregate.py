@@ -29,6 +29,7 @@ from scbraid.metrics.statistics import (
     tie_groups,
     tie_letters,
 )
+from scbraid.metrics.tasks.derived import DERIVED_METRICS
 from scbraid.metrics.tasks.descriptors import TASK_METRICS
 
 Unit = Literal["dataset", "run"]
@@ -38,6 +39,7 @@ MINMAX_COLUMNS = ["metric", "definition", "minimum", "maximum", "source"]
 ANCHOR_COLUMNS = ["dataset", "condition", "metric", "definition", "zero", "one", "reason", "source"]
 OVERALLS = ("scib_bio", "scib_batch", "scib_overall")
 _SUFFIX = "_scaled"
+_REGISTRIES = (METRICS, TASK_METRICS, DERIVED_METRICS)
 _NAMES = tuple(aggregate.name for aggregate in AGGREGATES)
 _SCALED = tuple(
     part for aggregate in AGGREGATES for part, _ in aggregate.parts if part not in _NAMES
@@ -369,7 +371,7 @@ def _ranked(scores: pd.DataFrame) -> pd.DataFrame:
     names = {
         name
         for name in scores["metric"].unique()
-        if (name in METRICS or name in TASK_METRICS) and _metric(name).direction != "none"
+        if any(name in registry for registry in _REGISTRIES) and _metric(name).direction != "none"
     }
     return scores[scores["metric"].isin(names)]
 
@@ -531,7 +533,7 @@ def _direction(metric: str) -> int:
 
 def _metric(name: str) -> Metric:
     """Find a metric of embeddings or of tasks."""
-    return TASK_METRICS[name] if name in TASK_METRICS and name not in METRICS else METRICS[name]
+    return next((known[name] for known in _REGISTRIES if name in known), None) or METRICS[name]
 
 
 def rank_methods(scores: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from scbraid.plots.runs import read_runs
     from scbraid.plots.style import Drawing, FigureFiles, NothingToDraw
     from scbraid.plots.summary import score_summary
+    from scbraid.plots.tasks import task_scores
 
 _MODULES = {
     "bio_vs_mixing": "comparison",
@@ -51,6 +52,7 @@ _MODULES = {
     "FigureFiles": "style",
     "NothingToDraw": "style",
     "score_summary": "summary",
+    "task_scores": "tasks",
 }
 
 __all__ = [
@@ -75,6 +77,7 @@ __all__ = [
     "resources",
     "robustness_curve",
     "score_summary",
+    "task_scores",
     "training_history",
     "umap_coordinates",
     "umap_grid",

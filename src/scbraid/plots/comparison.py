@@ -35,7 +35,7 @@ from scbraid.plots.style import (
     panel_heading,
     paragraph_height,
     seed_offsets,
-    shorten,
+    shorten_all,
     style,
     text_width,
     wrap,
@@ -262,7 +262,7 @@ def foscttm(
         width = ONE_COLUMN_MM if n_columns == 1 else TWO_COLUMNS_MM
         labels = [tidy.marked(row.label, row.uses) for row in methods.itertuples(index=False)]
         room = 36.0 if n_columns == 1 else 46.0
-        labels = [shorten(label, room, SIZE_TEXT) for label in labels]
+        labels = shorten_all(labels, room)
         left = max(text_width(label, SIZE_TEXT) for label in labels) + 3.5
         gap, title_height, foot, row_height = 5.0, HEADING_MM + 2.5, 9.0, 4.4
         panel_width = (width - left - 3 - gap * (n_columns - 1)) / n_columns
@@ -300,7 +300,7 @@ def foscttm(
             label = wrap("FOSCTTM (lower is better)", panel_width, SIZE_TEXT)
             axes.set_xlabel("\n".join(label))
         sheet.paragraph(2.0, body + 0.5, note, width - 4)
-        return finish(sheet, _foscttm_table(own, means, runs, methods), stem)
+        return finish(sheet, points_and_means(own, means, runs, methods), stem)
 
 
 def _draw_foscttm(
@@ -322,7 +322,7 @@ def _draw_foscttm(
             axes.axhline(at - 0.5, color=FAINT, lw=0.3, zorder=0)
         if method not in summary.index:
             statuses = runs.loc[runs["method_id"] == method, "status"]
-            words = _why_absent(statuses)
+            words = why_absent(statuses)
             axes.text(0.01, at, words, size=SIZE_SMALL, color=MUTED, va="center", style="italic")
             continue
         row, key = summary.loc[method], marks[method]
@@ -336,7 +336,8 @@ def _draw_foscttm(
         axes.scatter(values, heights, s=5, fc="white", ec=INK, lw=0.4, zorder=4, clip_on=False)
 
 
-def _why_absent(statuses: pd.Series) -> str:
+def why_absent(statuses: pd.Series) -> str:
+    """Words in the place of a value that no run of a method has."""
     failed = statuses[statuses != "ok"]
     if len(statuses) == 0:
         return STATUS_WORDS["missing"]
@@ -346,9 +347,10 @@ def _why_absent(statuses: pd.Series) -> str:
     return STATUS_WORDS.get(status, status)
 
 
-def _foscttm_table(
+def points_and_means(
     seeds: pd.DataFrame, means: pd.DataFrame, runs: pd.DataFrame, methods: pd.DataFrame
 ) -> pd.DataFrame:
+    """Numbers behind points and bars: one row a seed, a mean, or a run without a value."""
     keys: Sequence[str] = tidy.ROW
     points = seeds[[*keys, "seed", "value", "status"]].assign(mark="seed")
     summary = means.rename(columns={"mean": "value"}).assign(mark="mean", status="ok")

@@ -34,6 +34,7 @@ from scbraid.plots.style import (
     paragraph_height,
     seed_offsets,
     shorten,
+    shorten_all,
     style,
     text_width,
 )
@@ -142,7 +143,7 @@ def resources(runs: pd.DataFrame, stem: str | os.PathLike[str] | None = None) ->
             top, rows = y + HEADING_MM + head, methods[place]
             own = tidy.at(long, dataset, condition)
             labels = [tidy.marked(row.label, row.uses) for row in rows.itertuples(index=False)]
-            labels = [shorten(label, left - 3.5, SIZE_TEXT) for label in labels]
+            labels = shorten_all(labels, left - 3.5)
             for column, name in enumerate(shown):
                 x = left + column * (panel_width + gap)
                 sheet.text(x, top - 1.5, RESOURCES[name], weight="bold")
@@ -314,9 +315,9 @@ def coverage(
     with style():
         margin, row_height, role_gap = 2.0, 5.0, 2.5
         labels = [tidy.marked(row.label, row.uses) for row in methods.itertuples(index=False)]
-        labels = [shorten(label, 34.0, SIZE_SMALL) for label in labels]
+        labels = shorten_all(labels, 34.0, SIZE_SMALL)
         head = max(text_width(label, SIZE_SMALL) for label in labels) + 4.0
-        conditions = [shorten(c, 62.0, SIZE_SMALL) for _, c in places]
+        conditions = shorten_all([c for _, c in places], 62.0, SIZE_SMALL)
         datasets = list(dict.fromkeys(d for d, _ in places))
         room = max(text_width(c, SIZE_SMALL) + 3 for c in conditions)
         room = min(max(room, *(text_width(d, SIZE_TEXT, "bold") for d in datasets)), 70.0)

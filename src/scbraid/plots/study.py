@@ -96,6 +96,8 @@ def _draw(
             return plots.bio_vs_mixing(scores, stem)
         case "foscttm":
             return plots.foscttm(scores, stem)
+        case "task_scores":
+            return plots.task_scores(scores, stem)
         case "umap_grid":
             return plots.umap_grid(plots.umap_panels(runs, _truths(scores, results), scores), stem)
         case "robustness_curve":

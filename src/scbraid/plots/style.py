@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -172,6 +173,41 @@ def shorten(text: str, width: float, size: float = SIZE_TEXT, weight: str = "nor
         if text_width(candidate, size, weight) <= width:
             return candidate
     return "…"
+
+
+def shorten_all(
+    texts: Sequence[str], width: float, size: float = SIZE_TEXT, weight: str = "normal"
+) -> list[str]:
+    """Shorten texts that stand side by side so that different ones stay different.
+
+    Those that `shorten` would make equal show the place where they differ instead of their end,
+    wherever that fits; texts that differ in several distant places may still end up equal.
+    """
+    short = {text: shorten(text, width, size, weight) for text in texts}
+    for shown in set(short.values()):
+        alike = [text for text in short if short[text] == shown]
+        if len(alike) < 2:
+            continue
+        first = _shared_start(alike)
+        last = _shared_start([text[first:][::-1] for text in alike])
+        # Whole names and numbers are easier to read than their ends.
+        word = max((match.end() for match in re.finditer(r"[ ,:+]", alike[0][:first])), default=0)
+        for text in alike:
+            end = "…" if last else ""
+            candidates = (
+                f"{text[:head].rstrip()}…{text[start : len(text) - last]}{end}"
+                for start in (word, first)
+                for head in range(start - 1, 0, -1)
+            )
+            fitting = (c for c in candidates if text_width(c, size, weight) <= width)
+            short[text] = next(fitting, shown)
+    return [short[text] for text in texts]
+
+
+def _shared_start(texts: Sequence[str]) -> int:
+    """Count the characters that all texts begin with."""
+    columns = enumerate(zip(*texts, strict=False))
+    return next((k for k, column in columns if len(set(column)) > 1), min(map(len, texts)))
 
 
 def wrap(text: str, width: float, size: float = SIZE_TEXT, weight: str = "normal") -> list[str]:
@@ -368,7 +404,8 @@ class Legend:
 
     def _columns(self) -> list[list[tuple[Key, str]]]:
         widest = self.width - self._mark() - 1.0
-        entries = [(key, shorten(key.label, widest, SIZE_SMALL)) for key in self.keys]
+        labels = shorten_all([key.label for key in self.keys], widest, SIZE_SMALL)
+        entries = list(zip(self.keys, labels, strict=True))
         for n_rows in range(1, len(entries) + 1):
             columns = [entries[at : at + n_rows] for at in range(0, len(entries), n_rows)]
             if sum(map(self._column_width, columns)) <= self.width:

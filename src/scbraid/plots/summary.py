@@ -35,6 +35,7 @@ GROUP_COLOURS = {
     "biology": "#0072B2",
     "mixing": "#009E73",
     "alignment": "#CC79A7",
+    "task": "#D55E00",
     "other": "#56B4E9",
     "aggregate": "#4D4D4D",
     "cost": "#9A9A9A",

@@ -57,6 +57,18 @@ METRICS: dict[str, MetricDisplay] = {
     "graph_connectivity": MetricDisplay("graph\nconn.", "mixing"),
     "foscttm": MetricDisplay("FOSC-\nTTM", "alignment", higher_is_better=False),
     "transfer_accuracy": MetricDisplay("transfer\nacc.", "alignment"),
+    "rmse": MetricDisplay("RMSE", "task", higher_is_better=False),
+    "mae": MetricDisplay("MAE", "task", higher_is_better=False),
+    "rmse_per_target": MetricDisplay("RMSE\ntarget", "task", higher_is_better=False),
+    "pearson_per_target": MetricDisplay("r per\ntarget", "task"),
+    "pearson_per_cell": MetricDisplay("r per\ncell", "task"),
+    "matching_probability": MetricDisplay("match\nprob.", "task"),
+    "matching_probability_reverse": MetricDisplay("prob.\nreverse", "task"),
+    "matching_top1": MetricDisplay("match\ntop 1", "task"),
+    "matching_over_chance": MetricDisplay("over\nchance", "task"),
+    "matching_chance": MetricDisplay("chance", "task", None),
+    "joint_mean": MetricDisplay("mean\nof six", "task"),
+    "joint_weighted": MetricDisplay("0.6/0.4\nmean", "task"),
     "bio": MetricDisplay("biology", "aggregate"),
     "mixing": MetricDisplay("mixing", "aggregate"),
     "overall": MetricDisplay("overall", "aggregate"),
@@ -82,8 +94,9 @@ def _described(name: str) -> Any:
     """Find what the registries of metrics say of a name; None for a name that they do not hold."""
     from scbraid.metrics.registry import METRICS as REGISTRY
     from scbraid.metrics.tasks import TASK_METRICS
+    from scbraid.metrics.tasks.derived import DERIVED_METRICS
 
-    for registry in (REGISTRY, TASK_METRICS):
+    for registry in (REGISTRY, TASK_METRICS, DERIVED_METRICS):
         if name in registry:
             return registry[name]
     return None

@@ -11,6 +11,7 @@ from scbraid.prepare.h5mu import write_h5mu
 from scbraid.prepare.quality import Thresholds, check_cells, detected_features
 from scbraid.prepare.spaces import LSI_FORMS, Pca, lsi, pca
 from scbraid.prepare.svd import Svd, truncated_svd
+from scbraid.prepare.targets import target_values, to_target
 from scbraid.prepare.task import LayerSummary, Prepared, prepare
 from scbraid.prepare.transforms import Scaled, clr, log1p, normalise_total, scale
 
@@ -33,6 +34,8 @@ __all__ = [
     "pca",
     "prepare",
     "scale",
+    "target_values",
+    "to_target",
     "truncated_svd",
     "write_h5mu",
 ]

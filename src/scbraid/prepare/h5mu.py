@@ -11,6 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from scbraid._version import __version__
 from scbraid.data.backed import (
@@ -56,6 +57,37 @@ def write_h5mu(path: str | os.PathLike[str], data: Layers) -> None:
             for name, layer in data.layers.items():
                 _write_layer(modalities.create_group(name), layer)
         _write_header(partial)
+
+
+def write_h5ad(
+    path: str | os.PathLike[str],
+    values: sp.csr_matrix,
+    cells: Sequence[str] | np.ndarray,
+    features: Sequence[str] | np.ndarray | pd.Index,
+) -> None:
+    """Write a matrix with the names of its rows and columns as an h5ad file, atomically.
+
+    Parameters
+    ----------
+    path
+        The file.
+    values
+        float32 (n_cells, n_features).
+    cells, features
+        Names.
+
+    Raises
+    ------
+    DataError
+        When the folder cannot be written.
+    """
+    with atomic_path(path) as partial, h5py.File(partial, "w") as file:
+        _set_encoding(file, "anndata", FORMAT_VERSION)
+        _write_csr(file, "X", values)
+        _write_frame(file, "obs", pd.DataFrame(index=pd.Index(cells)))
+        _write_frame(file, "var", pd.DataFrame(index=pd.Index(features)))
+        for name in ("layers", "obsm", "obsp", "uns", "varm", "varp"):
+            _group(file, name)
 
 
 def _write_header(path: Path) -> None:

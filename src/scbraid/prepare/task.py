@@ -19,13 +19,14 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from scbraid.conditions import DataCondition
+from scbraid.conditions import SPLIT_TASKS, DataCondition
 from scbraid.data.backed import (
     BackedArray,
     BackedMatrix,
     Matrix,
     row_blocks,
     take_columns,
+    take_rows,
     write_in_order,
 )
 from scbraid.data.layers import UNS_KEY, Layer, Layers, read_frame
@@ -33,9 +34,11 @@ from scbraid.errors import ConfigError, DataError, UnknownNameError
 from scbraid.files import atomic_path
 from scbraid.prepare import spaces
 from scbraid.prepare.features import highly_variable, most_variable
-from scbraid.prepare.h5mu import write_h5mu
+from scbraid.prepare.h5mu import write_h5ad, write_h5mu
 from scbraid.prepare.quality import Thresholds, check_cells, detected_features
+from scbraid.prepare.split import TEST, TRAIN, choose_test_cells, split_words
 from scbraid.prepare.streamed import MappedRows
+from scbraid.prepare.targets import target_transform, to_target
 from scbraid.prepare.transforms import (
     CLIPS,
     Clip,
@@ -66,6 +69,15 @@ METHYLATION_CONTEXTS = ("_mCH", "_mCG")
 # Cells of the truth that are turned into a table at once.
 TRUTH_ROWS = 1 << 17
 
+# A layer of binary targets keeps no more of its features, drawn with this seed, as in the
+# competition: errors over a hundred thousand peaks would cost much and say the same.
+MAX_BINARY_TARGETS = 10_000
+_TARGETS_SEED = 1
+
+# Key of the truth's metadata that tells the task, where it has a split.
+TASK_KEY = "scbraid_task"
+SOLUTION_FILE = "solution.h5ad"
+
 _DEFAULT = DataCondition()
 
 
@@ -85,7 +97,8 @@ class LayerSummary:
         Columns of the representation.
     cells_removed
         Number of cells that failed quality control, by reason; a cell counts for each of its
-        reasons. ``unpaired`` counts cells of a paired data set that went because of another layer.
+        reasons. ``unpaired`` counts cells of a paired data set that went because of another layer,
+        ``withheld`` the rna cells that a hybrid lacks by choice.
     cells_not_sampled
         Number of cells left out by subsampling.
     features_removed
@@ -112,11 +125,14 @@ class Prepared:
         The two files.
     layers
         Summary by layer.
+    solution_path
+        The test cells' values of the target layer, of a prediction; else None.
     """
 
     input_path: Path
     truth_path: Path
     layers: dict[str, LayerSummary]
+    solution_path: Path | None = None
 
 
 @dataclasses.dataclass
@@ -133,6 +149,9 @@ class _Part:
     cells_not_sampled: int = 0
     features_removed: int = 0
     rep: str = ""
+    # Of a task with a split: which cells are test cells.
+    test: np.ndarray | None = None
+    target_total: float | None = None
 
     @property
     def name(self) -> str:
@@ -148,6 +167,8 @@ class _Part:
         self.obs = self.obs.iloc[cells]
         self.origin = self.origin[cells]
         self.pair = self.pair[cells]
+        if self.test is not None:
+            self.test = self.test[cells]
 
     def summary(self) -> LayerSummary:
         flagged = self.layer.features.get("highly_variable")
@@ -178,10 +199,19 @@ def prepare(
     n_lsi: int = _DEFAULT.n_lsi,
     use_batch: bool = _DEFAULT.use_batch,
     layers: Sequence[str] | None = _DEFAULT.layers,
+    source: str | None = _DEFAULT.source,
+    split: str = _DEFAULT.split,
+    test_share: float = _DEFAULT.test_share,
+    n_test: int | None = _DEFAULT.n_test,
+    test_batches: Sequence[str] | None = _DEFAULT.test_batches,
+    split_seed: int = _DEFAULT.split_seed,
+    atac_only: float = _DEFAULT.atac_only,
+    atac_only_seed: int = _DEFAULT.atac_only_seed,
     seed: int = 0,
     clip: Clip = "upper",
     quality: Mapping[str, Thresholds] | None = None,
     backed: bool | None = None,
+    solution_path: str | os.PathLike[str] | None = None,
 ) -> Prepared:
     """Preprocess a data set and split it into input and truth.
 
@@ -202,7 +232,10 @@ def prepare(
     name
         Name of the data set, recorded in the input.
     task
-        ``unpaired`` or ``paired``.
+        ``unpaired``, ``paired``, ``hybrid``, ``prediction``, ``matching`` or ``joint``. A hybrid
+        has paired cells beside cells with atac alone, which are those that the data set has and a
+        drawn part of the others; labels of cells with both layers are then not scored.
+        docs/tasks.md describes the last three.
     cells
         Cells kept in each layer, all when None; a layer with fewer keeps all of its own. A paired
         data set keeps pairs, also for an unpaired task. With the same seed, the cells of a smaller
@@ -219,6 +252,13 @@ def prepare(
         Write the batches into the input, and choose highly variable genes within batches.
     layers
         Layers kept; all when None.
+    source
+        Of a prediction: the layer that is given for test cells.
+    split, test_share, n_test, test_batches, split_seed
+        Which cells are test cells, of a task that has some, see
+        `scbraid.prepare.split.choose_test_cells`.
+    atac_only, atac_only_seed
+        Of a hybrid: share of the paired cells whose rna is withheld, and seed of their choice.
     seed
         Of the new order of the cells and of the solvers. The order depends on the original cell
         names as well, which the input does not hold, so that the seed alone does not undo it.
@@ -231,6 +271,9 @@ def prepare(
         with them; by their size when None, see `scbraid.data.layers.Layers.read`. Everything but
         the last digits of the representations is the same, except LSI of more than 4,096 peaks,
         which is then found by iteration (docs/scale.md).
+    solution_path
+        Of a prediction: where the test cells' values of the target layer are written;
+        ``solution.h5ad`` beside the truth by default.
 
     Returns
     -------
@@ -256,51 +299,178 @@ def prepare(
         n_lsi=n_lsi,
         use_batch=use_batch,
         layers=None if layers is None else tuple(layers),
+        source=source,
+        split=split,  # type: ignore[arg-type]  # checked by the class
+        test_share=test_share,
+        n_test=n_test,
+        test_batches=None if test_batches is None else tuple(test_batches),
+        split_seed=split_seed,
+        atac_only=atac_only,
+        atac_only_seed=atac_only_seed,
     )
+    hybrid = condition.task == "hybrid"
     if clip not in CLIPS:
         raise UnknownNameError(near_miss(str(clip), CLIPS, "clip"))
     path = Path(dataset_path)
     parts, paired, meta = _read(path, condition.layers, backed)
-    if condition.task == "paired" and not paired:
-        msg = f"{path}: data set {name!r} is not paired; expected task 'unpaired', got 'paired'"
+    if condition.task != "unpaired" and not paired:
+        msg = (
+            f"{path}: data set {name!r} is not paired; expected task 'unpaired', got "
+            f"{condition.task!r}"
+        )
         raise ConfigError(msg)
+    _check_layers(parts, condition, path)
 
-    _filter_cells(parts, quality or {}, path, paired=paired)
+    _filter_cells(parts, quality or {}, path, paired=paired and not hybrid)
+    # The layer that decides which cells there are; in a hybrid rna follows it.
+    leading = [_leading(parts, path)] if hybrid else parts
     if condition.cells is not None:
-        _subsample(parts, condition.cells, condition.subsample_seed, path, paired=paired)
+        _subsample(leading, condition.cells, condition.subsample_seed, path, paired=paired)
+    if hybrid:
+        _withhold(parts, condition, path)
+    withheld = _split(parts, condition, path)
     for part in parts:
         _filter_features(part, path)
-    _keep_batches(parts, path, use_batch=condition.use_batch)
+    _keep_batches(parts, path, use_batch=condition.use_batch, needed=condition.task != "matching")
     with _scratch(parts, Path(input_path)) as folder:
-        _shuffle(parts, seed, folder, jointly=condition.task == "paired")
+        _name_cells(leading, seed, folder, condition.task)
+        if hybrid:
+            _follow(parts, folder)
+        target = _set_targets(parts, condition)
         _represent(parts, condition, clip, seed, folder)
+        if target is not None:
+            # Behind the representation, for which a cell needs a count in some feature.
+            _limit_targets(target)
 
-        settings = {
-            key: value
-            for key, value in condition.arguments().items()
-            if key not in ("task", "subsample_seed", "layers")
-        }
+        settings = {key: getattr(condition, key) for key in _SETTINGS}
+        if condition.task in SPLIT_TASKS:
+            # Neither the seed nor the batches: the names of the cells say what is a test cell.
+            settings["split"] = condition.split
         summaries = {part.name: part.summary() for part in parts}
         visible = Layers(
             {part.name: part.layer for part in parts},
-            paired=condition.task == "paired",
+            paired=condition.task in ("paired", "hybrid", "joint"),
             meta={
                 "dataset": name,
                 "condition": condition.slug,
                 "task": condition.task,
+                **({} if target is None else {"source": condition.source, "target": target.name}),
                 "genome": meta.get("genome"),
-                "layers": {
-                    part.name: {"rep": part.rep, "likelihood": part.likelihood, "kind": part.kind}
-                    for part in parts
-                },
+                "layers": {part.name: _stated(part) for part in parts},
                 "prepare": {**settings, "clip": clip},
             },
         )
-        _write_truth(truth_path, parts, summaries)
+        told = condition.task if condition.task in SPLIT_TASKS else None
+        _write_truth(truth_path, parts, summaries, told)
         write_h5mu(input_path, visible)
+    solution = None
+    if target is not None and withheld is not None:
+        solution = Path(solution_path or Path(truth_path).with_name(SOLUTION_FILE))
+        _write_solution(solution, target, withheld, parts)
     for layer, summary in summaries.items():
         logger.info("%s, %s: %s", name, layer, summary)
-    return Prepared(Path(input_path), Path(truth_path), summaries)
+    return Prepared(Path(input_path), Path(truth_path), summaries, solution)
+
+
+# Settings that the input states: nothing of which cells were drawn.
+_SETTINGS = ("cells", "n_top_genes", "n_pcs", "lsi", "n_lsi", "use_batch")
+
+
+def _stated(part: _Part) -> dict[str, Any]:
+    """What the input says of a layer."""
+    words: dict[str, Any] = {"rep": part.rep, "likelihood": part.likelihood, "kind": part.kind}
+    if part.test is not None:
+        words["target"] = target_transform(part.name, part.kind)
+        if part.target_total is not None:
+            words["target_total"] = part.target_total
+    return words
+
+
+def _check_layers(parts: list[_Part], condition: DataCondition, path: Path) -> None:
+    """Refuse layers that the task cannot have."""
+    names = [part.name for part in parts]
+    if condition.task in ("prediction", "matching") and len(parts) != 2:
+        msg = (
+            f"{path}: task {condition.task} is between two layers; found {', '.join(names)}: name "
+            "two of them with the setting layers"
+        )
+        raise ConfigError(msg)
+    if condition.task == "prediction" and condition.source not in names:
+        raise UnknownNameError(near_miss(str(condition.source), names, f"layer of {path}"))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Withheld:
+    """Test cells of the target layer: they never reach the input."""
+
+    counts: Matrix
+    origin: np.ndarray
+    features: pd.Index
+
+
+def _split(parts: list[_Part], condition: DataCondition, path: Path) -> _Withheld | None:
+    """Mark the test cells, the same pairs in all layers; take them out of a target layer."""
+    if condition.task not in SPLIT_TASKS:
+        return None
+    test = choose_test_cells(
+        parts[0].obs,
+        split=condition.split,
+        test_share=condition.test_share,
+        n_test=condition.n_test,
+        test_batches=condition.test_batches,
+        split_seed=condition.split_seed,
+        where=f"{path}: layer {parts[0].name!r}",
+    )
+    for part in parts:
+        part.test = test
+    if condition.task != "prediction":
+        return None
+    target = next(part for part in parts if part.name != condition.source)
+    held = target.layer.take(np.flatnonzero(test))
+    withheld = _Withheld(held.counts, target.origin[test], target.layer.features.index)
+    # Before anything is computed of the layer: its features, their variance, its representation.
+    target.take(np.flatnonzero(~test))
+    return withheld
+
+
+def _set_targets(parts: list[_Part], condition: DataCondition) -> _Part | None:
+    """Fix the spaces in which layers are predicted; return the target layer of a prediction."""
+    for part in parts:
+        if part.test is None:
+            continue
+        if target_transform(part.name, part.kind) == "log1p_normalised":
+            part.target_total = median_total(row_totals(part.layer.counts)[~part.test])
+    if condition.task != "prediction":
+        return None
+    return next(part for part in parts if part.name != condition.source)
+
+
+def _limit_targets(part: _Part) -> None:
+    """Keep a drawn part of the features of a layer with many binary targets."""
+    n_features = part.layer.n_features
+    binary = target_transform(part.name, part.kind) == "binary"
+    if not binary or n_features <= MAX_BINARY_TARGETS:
+        return
+    rng = np.random.default_rng(_TARGETS_SEED)
+    kept = np.zeros(n_features, dtype=bool)
+    kept[rng.choice(n_features, MAX_BINARY_TARGETS, replace=False)] = True
+    part.layer = dataclasses.replace(
+        part.layer,
+        counts=take_columns(part.layer.counts, kept),
+        features=part.layer.features[kept],
+    )
+
+
+def _write_solution(path: Path, target: _Part, withheld: _Withheld, parts: list[_Part]) -> None:
+    """Write the test cells' values of the target layer, in the order of the source layer."""
+    source = next(part for part in parts if part.name != target.name)
+    assert source.test is not None
+    rows = pd.Index(withheld.origin).get_indexer(source.origin[source.test])
+    names = target.layer.features.index
+    columns = np.flatnonzero(withheld.features.isin(names))
+    counts = take_columns(take_rows(withheld.counts, rows), columns)
+    values = to_target(counts, target_transform(target.name, target.kind), target.target_total)
+    write_h5ad(path, values, source.layer.cells[source.test], names)
 
 
 @contextlib.contextmanager
@@ -488,6 +658,64 @@ def _subsample(
         part.take(np.sort(order[:cells]))
 
 
+def _leading(parts: list[_Part], path: Path) -> _Part:
+    """Pair rna with atac, where rna without atac goes; return atac."""
+    names = [part.name for part in parts]
+    if sorted(names) != ["atac", "rna"]:
+        msg = (
+            f"{path}: a hybrid has cells with rna and atac beside cells with atac alone; found "
+            f"{', '.join(names)}: name both with the setting layers"
+        )
+        raise ConfigError(msg)
+    atac, rna = sorted(parts, key=lambda part: part.name)
+    rows = pd.Index(rna.origin).get_indexer(atac.origin)
+    both = rows >= 0
+    alone = rna.layer.n_cells - int(both.sum())
+    if alone:
+        rna.cells_removed = {**rna.cells_removed, "unpaired": alone}
+    rna.take(rows[both])
+    rna.pair = np.arange(both.sum(), dtype=np.int64)
+    atac.pair[both] = rna.pair
+    return atac
+
+
+def _withhold(parts: list[_Part], condition: DataCondition, path: Path) -> None:
+    """Take rna of cells that were not sampled, and of a drawn share of the others.
+
+    What is left to score are the cells with atac alone: the question of a hybrid is what the paired
+    cells do for them.
+    """
+    atac, rna = sorted(parts, key=lambda part: part.name)
+    sampled = np.isin(rna.pair, atac.pair)
+    rna.cells_not_sampled = int((~sampled).sum())
+    both = np.flatnonzero(atac.pair >= 0)
+    rng = np.random.default_rng(condition.atac_only_seed)
+    drawn = rng.permutation(both)[: round(condition.atac_only * len(both))]
+    if len(drawn):
+        rna.cells_removed = {**rna.cells_removed, "withheld": len(drawn)}
+    atac.pair[drawn] = -1
+    rna.take(np.flatnonzero(np.isin(rna.pair, atac.pair)))
+    n_alone = atac.layer.n_cells - rna.layer.n_cells
+    if rna.layer.n_cells < 2 or n_alone == 0:
+        msg = (
+            f"{path}: with atac_only={condition.atac_only:g} {rna.layer.n_cells:,} cells have rna "
+            f"and atac, and {n_alone:,} atac alone; a hybrid needs 2 of the former and 1 of the "
+            "latter"
+        )
+        raise ConfigError(msg)
+    for part in parts:
+        part.obs = part.obs.assign(scored=_scored(part, slice(None)) & (part.pair < 0))
+
+
+def _follow(parts: list[_Part], folder: Path | None) -> None:
+    """Bring rna into the order of atac, under its names."""
+    atac, rna = sorted(parts, key=lambda part: part.name)
+    both = np.flatnonzero(atac.pair >= 0)
+    rna.take(pd.Index(rna.pair).get_indexer(atac.pair[both]))
+    rna.layer.cells = atac.layer.cells[both]
+    _keep_on_disk(rna, folder)
+
+
 def _filter_features(part: _Part, path: Path) -> None:
     # A zero in an embedding is a coordinate like any other.
     is_embedding = part.kind == "embedding"
@@ -505,7 +733,7 @@ def _filter_features(part: _Part, path: Path) -> None:
         )
 
 
-def _keep_batches(parts: list[_Part], path: Path, *, use_batch: bool) -> None:
+def _keep_batches(parts: list[_Part], path: Path, *, use_batch: bool, needed: bool = True) -> None:
     for part in parts:
         part.layer.batch = None
         if not use_batch or "batch" not in part.obs:
@@ -518,29 +746,54 @@ def _keep_batches(parts: list[_Part], path: Path, *, use_batch: bool) -> None:
             )
             raise DataError(msg)
         part.layer.batch = part.obs["batch"].to_numpy(dtype=str)
-    if use_batch and all(part.layer.batch is None for part in parts):
+    if use_batch and needed and all(part.layer.batch is None for part in parts):
         msg = f"{path}: use_batch is set, but no layer has an obs column 'batch'"
         raise ConfigError(msg)
 
 
-def _shuffle(parts: list[_Part], seed: int, folder: Path | None, *, jointly: bool) -> None:
-    """Reorder and rename the cells, independently in each layer or as pairs."""
+def _name_cells(parts: list[_Part], seed: int, folder: Path | None, task: str) -> None:
+    """Reorder and rename the cells: independently in each layer, as pairs, or as the split asks.
+
+    Of a prediction and a matching, training cells stand first, as pairs. Behind them stand test
+    cells: of a prediction those of the source alone, of a matching those of each layer under names
+    and in an order of its own.
+    """
     for part in parts:
-        prefix = "cell" if jointly else part.name
-        # The original names are part of the seed: who knows the input and the settings but not the
-        # data set cannot repeat the permutation. Paired layers share names, hence the order too.
-        digest = hashlib.sha256(f"{seed}\0{prefix}".encode())
-        for first in range(0, len(part.origin), TRUTH_ROWS):
-            names = part.origin[first : first + TRUTH_ROWS]
-            digest.update("".join(f"\0{name}" for name in names).encode())
-        rng = np.random.default_rng(int.from_bytes(digest.digest()))
-        part.take(rng.permutation(part.layer.n_cells))
-        # Names of equal length sort as the cells are ordered.
-        width = max(6, len(str(part.layer.n_cells - 1)))
-        part.layer.cells = np.array([f"{prefix}-{i:0{width}d}" for i in range(part.layer.n_cells)])
-        counts = part.layer.counts
-        if folder is not None and isinstance(counts, BackedMatrix):
-            part.layer.counts = _written(counts, folder / f"{part.name}.counts.h5")
+        if task == "matching":
+            assert part.test is not None
+            blocks = [("cell", np.flatnonzero(~part.test)), (part.name, np.flatnonzero(part.test))]
+        elif task == "prediction":
+            assert part.test is not None
+            blocks = [("cell", np.flatnonzero(~part.test)), ("test", np.flatnonzero(part.test))]
+        else:
+            prefix = part.name if task == "unpaired" else "cell"
+            blocks = [(prefix, np.arange(part.layer.n_cells))]
+        order, names = [], []
+        for prefix, cells in blocks:
+            order.append(cells[_permutation(part.origin[cells], seed, prefix)])
+            # Names of equal length sort as the cells are ordered.
+            width = max(6, len(str(len(cells) - 1)))
+            names += [f"{prefix}-{i:0{width}d}" for i in range(len(cells))]
+        part.take(np.concatenate(order))
+        part.layer.cells = np.array(names)
+        _keep_on_disk(part, folder)
+
+
+def _keep_on_disk(part: _Part, folder: Path | None) -> None:
+    """Write counts that are read from the data set as they now are, where there is a folder."""
+    counts = part.layer.counts
+    if folder is not None and isinstance(counts, BackedMatrix):
+        part.layer.counts = _written(counts, folder / f"{part.name}.counts.h5")
+
+
+def _permutation(origin: np.ndarray, seed: int, prefix: str) -> np.ndarray:
+    # The original names are part of the seed: who knows the input and the settings but not the
+    # data set cannot repeat the permutation. Paired layers share names, hence the order too.
+    digest = hashlib.sha256(f"{seed}\0{prefix}".encode())
+    for first in range(0, len(origin), TRUTH_ROWS):
+        names = origin[first : first + TRUTH_ROWS]
+        digest.update("".join(f"\0{name}" for name in names).encode())
+    return np.random.default_rng(int.from_bytes(digest.digest())).permutation(len(origin))
 
 
 def _written(counts: BackedMatrix, path: Path) -> BackedMatrix:
@@ -695,9 +948,15 @@ def _encode(part: _Part, chosen: np.ndarray, clip: Clip) -> sp.csr_matrix | Mapp
 
 
 def _write_truth(
-    path: str | os.PathLike[str], parts: list[_Part], summaries: Mapping[str, LayerSummary]
+    path: str | os.PathLike[str],
+    parts: list[_Part],
+    summaries: Mapping[str, LayerSummary],
+    task: str | None = None,
 ) -> None:
-    """Write one row a cell; what was removed stands in the metadata of the table, as JSON."""
+    """Write one row a cell; what was removed stands in the metadata of the table, as JSON.
+
+    With a task, the truth says so in its metadata and which part (``split``) each cell is of.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -714,14 +973,18 @@ def _write_truth(
         "subtype": (str, pa.string()),
         "lineage": (str, pa.string()),
         "pseudotime": (float, pa.float64()),
+        "S_score": (float, pa.float64()),
+        "G2M_score": (float, pa.float64()),
     }.items():
         if any(name in part.obs for part in parts):
             columns[name] = (partial(_values, name=name, read=read), kind)
+    if task is not None:
+        columns["split"] = (partial(_part_of_split, task=task), pa.string())
     # Not into the input: whether a layer lost cells because of another tells that cells have pairs.
     record = {layer: dataclasses.asdict(summary) for layer, summary in summaries.items()}
     schema = pa.schema(
         [(name, kind) for name, (_, kind) in columns.items()],
-        metadata={UNS_KEY: json.dumps(record)},
+        metadata={UNS_KEY: json.dumps(record), **({} if task is None else {TASK_KEY: task})},
     )
     with atomic_path(path) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
         for part in parts:
@@ -738,6 +1001,12 @@ def _values(part: _Part, rows: slice, *, name: str, read: Callable[[Any], Any]) 
     if name not in part.obs:
         return [None] * len(part.origin[rows])
     return [None if pd.isna(value) else read(value) for value in part.obs[name].iloc[rows]]
+
+
+def _part_of_split(part: _Part, rows: slice, *, task: str) -> list[str]:
+    assert part.test is not None
+    words = split_words(task)
+    return [words[TEST] if test else words[TRAIN] for test in part.test[rows]]
 
 
 def _scored(part: _Part, rows: slice) -> np.ndarray:

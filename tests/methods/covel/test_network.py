@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from scbraid.methods.covel.config import PRESETS
 from scbraid.methods.covel.network import ConcatProjection, LatentReader, TokenReader, embed
 
 
@@ -233,6 +234,57 @@ def test_the_head_reads_attention_alone_or_beside_the_input(problem, residual):
         expected, _ = teacher.head(read if residual == "none" else torch.cat([read, own], 1))
     np.testing.assert_allclose(embed(p.network, p.cells).cells["rna"], expected, atol=1e-5)
     assert p.network.reader("rna").merge is None
+
+
+@pytest.mark.parametrize("names", [("rna", "atac"), ("rna", "met")])
+def test_pooled_positions_are_sums_over_all_features_by_their_values(problem, names):
+    p = problem(names=names)
+    for cells, layer in zip(p.cells, p.inputs.layers, strict=True):
+        x = layer.values.toarray().astype(float)
+        if layer.likelihood == "nb":
+            x = 1e4 * x / np.maximum(x.sum(1, keepdims=True), 1e-7)
+        z = np.log1p(x)
+        f = np.random.default_rng(3).normal(size=(layer.values.shape[1], 5))
+        expected = [sum(value * at for value, at in zip(row, f, strict=True)) for row in z]
+        expected -= np.mean(expected, axis=0)
+        rows = torch.tensor([4, 0, 11, 4])
+        found = cells.pooled(cells.gather(rows).observed, torch.tensor(f).float())
+        np.testing.assert_allclose(found, expected[rows.numpy()], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("use_rep", [True, False])
+def test_joined_embeddings_are_the_unit_mean_and_smoothed_pooled_positions(problem, use_rep):
+    p = problem(student="pooled", use_rep=use_rep, join_weight=0.7)
+    means, unit, joined = (
+        embed(p.network, p.cells, form, chunk=7).cells for form in ("mean", "unit", "joined")
+    )
+    features = p.network.eval().features()[0].detach()
+
+    def normed(values):
+        return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+    for cells, layer in zip(p.cells, p.inputs.layers, strict=True):
+        np.testing.assert_allclose(unit[cells.name], normed(means[cells.name]), atol=1e-6)
+        observed = cells.gather(torch.arange(cells.n_cells)).observed
+        pooled = cells.pooled(observed, features[p.network.vertices(cells.name)]).double().numpy()
+        pooled -= pooled.mean(0)
+        if use_rep:
+            # Least squares on the representation, with an intercept.
+            design = np.column_stack([np.ones(cells.n_cells), layer.rep])
+            pooled = design @ np.linalg.lstsq(design, pooled, rcond=None)[0]
+        expected = normed(unit[cells.name] + 0.7 * normed(pooled))
+        np.testing.assert_allclose(joined[cells.name], expected, atol=1e-4)
+
+
+def test_without_the_fine_grained_view_no_cell_is_read_by_its_features(problem):
+    """Given PCA/LSI, counts change nothing in evaluation mode; with the view they do."""
+    for options, same in (({**PRESETS["no_fine_grained"]}, True), ({"embedding": "joined"}, False)):
+        p = problem(**{"encoder": "mlp", **options})
+        before = embed(p.network, p.cells).cells["rna"]
+        matrix = p.cells[0].matrix
+        matrix.values = matrix.values.flip(0)
+        after = embed(p.network, p.cells).cells["rna"]
+        assert np.array_equal(before, after) == same
 
 
 def test_the_control_without_attention_is_glues_encoder(problem):

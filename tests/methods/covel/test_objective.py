@@ -11,6 +11,8 @@ import torch
 from scipy.special import expit, softmax
 from torch import nn
 
+from scbraid.methods.covel.config import CovelConfig
+
 EPS = 1e-7
 
 
@@ -67,8 +69,10 @@ def expected_terms(p) -> dict[str, float]:
             vae += config.lam_data * config.lam_kl * terms[f"{name}_kl"]
         means.append(mean)
     if config.contrasts:
-        views = [projected(p, layer, rows, mean) for layer, rows, mean in
-                 zip(p.cells, p.rows.T, means, strict=True)]  # fmt: skip
+        views = [
+            projected(p, k, rows, mean, f)
+            for k, (rows, mean) in enumerate(zip(p.rows.T, means, strict=True))
+        ]
         if config.contrast_scope == "mixed":
             both = [np.concatenate(parts) for parts in zip(*views, strict=True)]
             terms["contrast"] = contrast(*both, config)
@@ -118,12 +122,25 @@ def scaled_by_hand(layer) -> np.ndarray:
     return np.clip((x - x.mean(0)) / x.std(0), -10, 10)
 
 
-def projected(p, layer, rows, mean) -> tuple[np.ndarray, np.ndarray]:
+def projected(p, k, rows, mean, f) -> tuple[np.ndarray, np.ndarray]:
+    layer, own = p.inputs.layers[k], p.cells[k].gather(torch.from_numpy(rows)).own
     with torch.no_grad():
-        own = layer.gather(torch.from_numpy(rows)).own
-        student = p.network.students[layer.name](own)
+        if p.config.student == "pooled":
+            student = torch.tensor(pooled_by_hand(layer, f)[rows]).float()
+            mean = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+        else:
+            student = p.network.students[layer.name](own)
         teacher = p.network.projection(torch.tensor(mean).float())
         return teacher.double().numpy(), p.network.projection(student).double().numpy()
+
+
+def pooled_by_hand(layer, f) -> np.ndarray:
+    x = layer.values.toarray().astype(float)
+    if layer.likelihood == "nb":
+        x = 1e4 * x / np.maximum(x.sum(1, keepdims=True), EPS)
+    x = np.log1p(x)
+    found = (x - x.mean(0)) @ f[layer.vertices]
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
 def contrast(first, second, config) -> float:
@@ -142,7 +159,9 @@ def contrast(first, second, config) -> float:
 
 
 CASES = {
-    "default": {},
+    "default": {"encoder": CovelConfig().encoder, "student": "pooled"},
+    "latent queries": {},
+    "pooled, three layers": {"names": ("rna", "atac", "met"), "student": "pooled"},
     "three layers, noise, weights": {
         "names": ("rna", "atac", "met"), "tau": 0.4, "weighted": True, "lam_align": 0.3,
     },
@@ -221,6 +240,15 @@ def test_contrast_reaches_teacher_and_student_but_no_decoder(problem):
 
 def test_the_student_learns_from_the_contrast_alone(problem):
     assert not gradients(problem(lam_contrast=0.0))["students"]
+
+
+def test_contrast_with_pooled_positions_teaches_features_and_the_teacher(problem):
+    options = {"lam_data": 0.0, "lam_graph": 0.0, "lam_align": 0.0, "balance": False}
+    p = problem(student="pooled", encoder="mlp", **options)
+    assert not len(p.network.students)
+    assert gradients(p) == {
+        "features": True, "teachers": True, "projection": True, "decoders": False,
+    }  # fmt: skip
 
 
 def test_detached_positions_leave_the_features_to_the_decoder(problem):

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from scbraid.methods.base import Method
 from scbraid.methods.baselines.anchors import RandomEmbedding, TrueEmbedding
+from scbraid.methods.baselines.autoencoders import Jae, LslAutoencoder
+from scbraid.methods.baselines.clue import Clue
 from scbraid.methods.baselines.concatenation import Concatenation, SingleLayer
+from scbraid.methods.baselines.contrastive import ContrastiveMatching
+from scbraid.methods.baselines.decomposition import SvdConcatenation
 from scbraid.methods.baselines.gene_activity import (
     CanonicalCorrelation,
     GeneActivityHarmony,
     GeneActivityPCA,
+)
+from scbraid.methods.baselines.glue_matching import GlueMatching, PairedGlueMatching
+from scbraid.methods.baselines.pairing import CcaPairing, RandomPairing
+from scbraid.methods.baselines.perceptrons import SkipPerceptron, TunedPerceptron
+from scbraid.methods.baselines.regression import (
+    FeatureMean,
+    KernelRidge,
+    KnnRegression,
+    SvdLinear,
 )
 
 BASELINES: tuple[type[Method], ...] = (
@@ -19,6 +32,21 @@ BASELINES: tuple[type[Method], ...] = (
     Concatenation,
     SingleLayer,
     TrueEmbedding,
+    FeatureMean,
+    SvdLinear,
+    KnnRegression,
+    KernelRidge,
+    SkipPerceptron,
+    TunedPerceptron,
+    RandomPairing,
+    CcaPairing,
+    ContrastiveMatching,
+    Clue,
+    GlueMatching,
+    PairedGlueMatching,
+    SvdConcatenation,
+    Jae,
+    LslAutoencoder,
 )
 
 __all__ = ["BASELINES"]

@@ -177,7 +177,7 @@ class SingleLayer(Method):
         title="One layer",
         summary="The own space (PCA or LSI) of one layer, given to all layers of the same cell.",
         role="control",
-        tasks=("paired",),
+        tasks=("paired", "hybrid"),
         uses=frozenset({"pairing"}),
         deterministic=True,
     )

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import scipy.sparse as sp
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from scbraid.methods.covel.config import CovelConfig
@@ -100,6 +101,49 @@ class LayerCells:
         """Log values, centred and scaled by feature, within ±10: (n_cells, n_features)."""
         dense = self._log(observed.dense(), observed.library[:, None])
         return ((dense - self._center) / self._spread).clamp_(-CLIP, CLIP)
+
+    def pooled(self, observed: CountBatch, positions: Tensor) -> Tensor:
+        """Σ_i (z_i − z̄_i) f_i of each cell, z its log values and z̄ their means over all cells.
+
+        Zeros count as well, through the means alone, so the cost is that of the non-zero values.
+
+        Parameters
+        ----------
+        observed
+            The cells.
+        positions
+            f, (n_features, k).
+        """
+        values = self._log(observed.values, observed.library[observed.rows])
+        lengths = torch.bincount(observed.rows, minlength=observed.shape[0])
+        total = F.embedding_bag(
+            observed.columns,
+            positions,
+            lengths.cumsum(0) - lengths,
+            mode="sum",
+            per_sample_weights=values,
+        )
+        return total - self._center @ positions
+
+    def smooth(self, values: Tensor) -> Tensor:
+        """Values of all cells as far as the layer's PCA/LSI explains them linearly, centred.
+
+        What it leaves out of sums over a cell's few counts is mostly chance of sampling. Without
+        a representation values are centred alone.
+
+        Parameters
+        ----------
+        values
+            (n_cells, k).
+        """
+        values = values - values.mean(0)
+        if self._rep is None:
+            return values
+        # On the processor in double precision, so that the basis is the same everywhere.
+        rep = self._rep.cpu().double()
+        basis, _ = torch.linalg.qr(rep - rep.mean(0))
+        fitted = basis @ (basis.T @ values.cpu().double())
+        return fitted.to(values)
 
     def tokens(self, observed: CountBatch, *, training: bool) -> TokenBatch:
         """Tokens of the cells as the options say, with what they tell of the values.

@@ -30,9 +30,9 @@ class CovelConfig(MethodConfig):
         0.0, "share of the links that is replaced by random ones before training", ge=0, le=1
     )
     encoder: str = option(
-        "latent",
-        "view 2: latent (a few queries read the tokens), performer (FAVOR+), exact (softmax "
-        "attention between tokens), mlp (no tokens)",
+        "mlp",
+        "learned attention of the teacher: latent (a few queries read the tokens), performer "
+        "(FAVOR+), exact (softmax attention between tokens), mlp (none)",
         choices=("latent", "performer", "exact", "mlp"),
     )
     tokens: str = option(
@@ -75,6 +75,15 @@ class CovelConfig(MethodConfig):
         "too), add (an encoder of the student's input, to which attention adds a correction)",
         choices=("none", "concat", "add"),
     )
+    embedding: str = option(
+        "joined",
+        "mean (of q(u|x)), unit (the same at unit length), joined (unit, and to it the pooled "
+        "positions of the cell's features, smoothed within the layer)",
+        choices=("joined", "unit", "mean"),
+    )
+    join_weight: float = option(
+        0.5, "joined: weight of the pooled positions beside 1 for the mean", ge=0
+    )
     use_rep: bool = option(True, "student and residual read PCA/LSI; False: scaled log values")
     variational: bool = option(True, "q(u|x) with a spread and a KL term; False: a point")
     contrast: str = option(
@@ -84,6 +93,12 @@ class CovelConfig(MethodConfig):
     )
     contrast_scope: str = option(
         "within", "whose cells are negatives: within a layer, mixed", choices=("within", "mixed")
+    )
+    student: str = option(
+        "pooled",
+        "the other view: pooled (positions of the cell's features, weighted by their values: one "
+        "layer whose weights are the feature embeddings), network (hidden layers of its own)",
+        choices=("pooled", "network"),
     )
     temperature: float = option(0.1, "divisor of the cosines of the contrast", gt=0)
     spared_neighbors: int = option(
@@ -133,6 +148,12 @@ class CovelConfig(MethodConfig):
     average_decay: float = option(
         0.995, "averaged: weight of the past in the running mean of weights, a step", gt=0, lt=1
     )
+    max_steps_per_epoch: int | None = option(
+        200,
+        "averaged: steps of an epoch at most, the next one goes on with the cells that follow; "
+        "None for whole passes",
+        ge=1,
+    )
     duration: float = option(1.0, "length of all stages and of the burn-in, as a factor", gt=0)
     max_epochs: int | None = option(None, "epochs a stage at most; automatic when None", ge=1)
 
@@ -144,10 +165,11 @@ class CovelConfig(MethodConfig):
                 "choose a multiple"
             )
             raise ConfigError(msg)
-        if self.encoder == "mlp" and self.contrast == "none" and self.graph == "none":
+        reads_tokens = self.encoder != "mlp" or self.embedding == "joined"
+        if not reads_tokens and self.contrast == "none" and self.graph == "none":
             msg = (
-                "encoder='mlp', contrast='none' and graph='none' leave none of the three views; "
-                "keep at least one"
+                f"encoder='mlp' with embedding={self.embedding!r}, contrast='none' and "
+                "graph='none' leave none of the three views; keep at least one"
             )
             raise ConfigError(msg)
         if self.edge_damage and self.graph == "none":
@@ -183,6 +205,8 @@ PAPER: dict[str, Any] = {
     "use_rep": False,
     "variational": False,
     "contrast": "paper",
+    "student": "network",
+    "embedding": "mean",
     "spared_neighbors": 0,
     "lam_contrast": 1.0,
     "contrast_scale": "unit",
@@ -200,9 +224,10 @@ PAPER: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": PAPER,
     "no_contrast": {"contrast": "none"},
-    "no_fine_grained": {"encoder": "mlp"},
+    "no_fine_grained": {"encoder": "mlp", "student": "network", "embedding": "unit"},
     "edge_damage": {"edge_damage": 0.9},
     "no_graph": {"graph": "none"},
     "no_align": {"lam_align": 0.0, "balance": False},
+    "latent": {"encoder": "latent"},
     "performer": {"encoder": "performer"},
 }

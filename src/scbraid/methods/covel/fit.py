@@ -86,7 +86,7 @@ def fit_covel(
     run = TrainingRun() if training is None else training
     where = pick_device(device)
     cells = [LayerCells(layer, config, where) for layer in inputs.layers]
-    stages = plan_stages(len(inputs.cells), config)
+    stages = plan_stages(len(inputs.cells), len(inputs.layers), config)
     details: dict[str, Any] = {"schedule": dataclasses.asdict(stages), "device": str(where)}
     records = []
     before: CovelNetwork | None = None
@@ -108,6 +108,7 @@ def fit_covel(
             weights=weights,
             noise_level=functools.partial(noise_level, burnin),
             seed=stage_seed,
+            max_steps=stages.max_steps_per_epoch,
         )
         records.append(train(task, schedule, stage=stage, run=run))
         return network
@@ -121,7 +122,8 @@ def fit_covel(
             )
 
             def balance_cells() -> dict[str, Any]:
-                embedding = embed(first, cells)
+                # What the adversary sees.
+                embedding = embed(first, cells, "mean")
                 found = balancing_weights(
                     [embedding.cells[name] for name in inputs.names],
                     cluster,
@@ -137,7 +139,8 @@ def fit_covel(
     else:
         network = run_stage("fit", stages.last, math.inf, seed)
     details["stages"] = [record.summary() for record in records]
-    details["tokens"] = {layer.name: layer.tokens_are for layer in cells}
+    if config.encoder != "mlp":
+        details["tokens"] = {layer.name: layer.tokens_are for layer in cells}
     return FittedCovel(network, embed(network, cells), records, details)
 
 

@@ -382,7 +382,10 @@ class CovelNetwork(nn.Module):
         self.students = nn.ModuleDict()
         self.projection = nn.Sequential()
         if config.contrasts:
-            self.students.update({layer.name: Student(config, layer.own_dim) for layer in cells})
+            if config.student == "network":
+                self.students.update(
+                    {layer.name: Student(config, layer.own_dim) for layer in cells}
+                )
             self.projection.extend(
                 [
                     nn.Linear(config.latent_dim, config.projection_dim),
@@ -471,6 +474,43 @@ class CovelNetwork(nn.Module):
         merge = None if reader is None else reader.merge
         return self.teachers[cells.name](read, batch.own, merge)
 
+    def pool(self, cells: LayerCells, batch: CellBatch, features: Tensor) -> Tensor:
+        """Pooled positions of the cells' features, (n_cells, latent_dim).
+
+        Parameters
+        ----------
+        cells
+            The layer.
+        batch
+            Its cells.
+        features
+            Feature embeddings of all vertices, (n_vertices, latent_dim).
+        """
+        return cells.pooled(batch.observed, features[self.vertices(cells.name)])
+
+    def views(
+        self, cells: LayerCells, batch: CellBatch, mean: Tensor, features: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Both views of the cells that are held against each other, as the projection shows them.
+
+        Parameters
+        ----------
+        cells
+            The layer.
+        batch
+            Its cells.
+        mean
+            Means of the teacher, (n_cells, latent_dim).
+        features
+            Feature embeddings of all vertices, (n_vertices, latent_dim).
+        """
+        if self.config.student == "network":
+            other = self.students[cells.name](batch.own)
+        else:
+            other = F.normalize(self.pool(cells, batch, features), dim=1)
+            mean = F.normalize(mean, dim=1)
+        return self.projection(mean), self.projection(other)
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All but the discriminator: without decay, with decay, and attention with its own rate."""
         config = self.config
@@ -505,8 +545,21 @@ class Embedding:
 
 
 @torch.no_grad()
-def embed(network: CovelNetwork, cells: list[LayerCells], *, chunk: int = 512) -> Embedding:
-    """Means of the teacher in evaluation mode.
+def embed(
+    network: CovelNetwork, cells: list[LayerCells], form: str | None = None, *, chunk: int = 512
+) -> Embedding:
+    """Embed all cells and features, in evaluation mode.
+
+    Parameters
+    ----------
+    network
+        The modules.
+    cells
+        The layers.
+    form
+        ``joined``, ``unit`` or ``mean``; what the options say when None.
+    chunk
+        Cells at once.
 
     Returns
     -------
@@ -516,12 +569,21 @@ def embed(network: CovelNetwork, cells: list[LayerCells], *, chunk: int = 512) -
     was_training = network.training
     network.eval()
     features, _ = network.features()
+    form = form or network.config.embedding
     found = {}
     for layer in cells:
-        parts = []
+        means, pooled = [], []
         for rows in torch.arange(layer.n_cells, device=layer.batch.device).split(chunk):
-            mean, _ = network.teach(layer, layer.gather(rows), features)
-            parts.append(mean.cpu().numpy())
-        found[layer.name] = np.concatenate(parts)
+            batch = layer.gather(rows)
+            means.append(network.teach(layer, batch, features)[0])
+            if form == "joined":
+                pooled.append(network.pool(layer, batch, features))
+        place = torch.cat(means)
+        if form != "mean":
+            place = F.normalize(place, dim=1)
+        if form == "joined":
+            smooth = F.normalize(layer.smooth(torch.cat(pooled)), dim=1)
+            place = F.normalize(place + network.config.join_weight * smooth, dim=1)
+        found[layer.name] = place.cpu().numpy()
     network.train(was_training)
     return Embedding(found, features.cpu().numpy())

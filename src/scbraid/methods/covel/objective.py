@@ -40,6 +40,8 @@ class CovelTask:
         τ by epoch (1-based): the share of the full alignment noise.
     seed
         Seed of every random choice.
+    max_steps
+        Steps of an epoch at most; None for whole passes.
     """
 
     monitor = "vae"
@@ -54,6 +56,7 @@ class CovelTask:
         weights: list[np.ndarray] | None,
         noise_level: Callable[[int], float],
         seed: int,
+        max_steps: int | None = None,
     ) -> None:
         self.model: nn.Module = network
         self.network = network
@@ -67,7 +70,9 @@ class CovelTask:
             else [torch.from_numpy(w.astype(np.float32)).to(self.device) for w in weights]
         )
         streams = np.random.SeedSequence(seed).generate_state(2)
-        self.cells = CellSampler(inputs.cells, config.batch_size, config.val_split, int(streams[0]))
+        self.cells = CellSampler(
+            inputs.cells, config.batch_size, config.val_split, int(streams[0]), max_steps
+        )
         self.edges = EdgeSampler(
             inputs.graph,
             n_negatives=config.n_negatives,
@@ -167,8 +172,7 @@ class CovelTask:
                 vae = vae + config.lam_data * config.lam_kl * kl
             seen.append((part.rows, mean))
             if config.contrasts:
-                student = network.students[layer.name](part.own)
-                views.append((network.projection(mean), network.projection(student)))
+                views.append(network.views(layer, part, mean, features))
         if config.contrasts:
             vae = vae + config.lam_contrast * self._contrast(views, seen, terms)
         # Mean over vertices AND divided by their number, as in GLUE.

@@ -1,0 +1,1 @@
+"""scMoGNN: prediction, matching and joint embedding on graphs of cells and features."""

@@ -1,0 +1,412 @@
+"""Matching: contrastive encoders on propagated states, and the answer within batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse as sp
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scbraid.methods.scmognn.assignment import assign, largest_entries, match_weights, transport
+from scbraid.methods.scmognn.config import MatchingConfig
+from scbraid.methods.scmognn.inputs import MatchingInputs
+from scbraid.methods.scmognn.network import MatchingNetwork, mixture_weights
+from scbraid.methods.scmognn.propagation import propagate, scaled
+from scbraid.train.engine import Schedule, TrainingRecord, TrainingRun, pick_device, train
+
+# Candidates from which on few of them are looked at first.
+_MANY = 2_000
+_QUANTILES = (0.995, 0.95)
+# Of the temperature of a soft answer: down to a sixty-fourth, which is all but hard.
+_HALVINGS = 6
+
+
+class PairBatches:
+    """Minibatches of training pairs, of one batch of the experiment each or of all.
+
+    Parameters
+    ----------
+    rows
+        Pairs to draw from.
+    batch
+        Code of every pair, by row number.
+    size
+        Pairs of a minibatch at most.
+    within
+        Whether a minibatch keeps to one batch.
+    """
+
+    def __init__(self, rows: np.ndarray, batch: np.ndarray, size: int, *, within: bool) -> None:
+        codes = batch[rows] if within else np.zeros(len(rows), np.int64)
+        groups = [rows[codes == code] for code in np.unique(codes)]
+        # One pair has nothing to be told from.
+        self.groups = [group for group in groups if len(group) > 1]
+        self.size = size
+
+    @property
+    def n_steps(self) -> int:
+        """Minibatches of a pass."""
+        return sum(self._cuts(len(group)) for group in self.groups)
+
+    def _cuts(self, n: int) -> int:
+        """Parts of equal size into which n pairs are cut; the last incomplete one is spread."""
+        return max(1, round(n / self.size)) if n > self.size else 1
+
+    def one_pass(self, rng: np.random.Generator) -> list[np.ndarray]:
+        """Minibatches of one pass, in random order."""
+        found = []
+        for group in self.groups:
+            found += np.array_split(rng.permutation(group), self._cuts(len(group)))
+        return [found[k] for k in rng.permutation(len(found))]
+
+
+class MatchingTask:
+    """Training of the encoders, as the engine runs it.
+
+    Parameters
+    ----------
+    network
+        Trained in place.
+    states
+        By layer, propagated states (n_states, n_rows, k) on the training device.
+    batches
+        Minibatches of the pairs that are learned from.
+    held
+        Pairs held out, in pools that are matched by themselves.
+    config
+        Options.
+    seed
+        Seed of the order of pairs.
+    """
+
+    def __init__(
+        self,
+        network: MatchingNetwork,
+        states: tuple[Tensor, Tensor],
+        batches: PairBatches,
+        held: list[np.ndarray],
+        config: MatchingConfig,
+        seed: int,
+    ) -> None:
+        self.model: nn.Module = network
+        self.network = network
+        self.states, self.batches, self.held = states, batches, held
+        self.config, self.seed = config, seed
+        self.monitor = config.monitor
+        self.passes = math.ceil(config.min_steps_per_epoch / batches.n_steps)
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(
+                network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            )
+        ]
+
+    @property
+    def mixed(self) -> Sequence[nn.Module]:
+        """Networks that mixed precision applies to."""
+        return [*self.network.encoders, *self.network.decoders]
+
+    def train_steps(self, epoch: int, start: int = 0) -> Iterator[Mapping[str, Tensor]]:
+        """Go over all pairs, as many times as an epoch needs to have its steps."""
+        rng = np.random.default_rng([self.seed, epoch])
+        drawn = [rows for _ in range(self.passes) for rows in self.batches.one_pass(rng)]
+        for rows in drawn[start:]:
+            terms = self.losses(rows)
+            self.optimizers[0].zero_grad()
+            terms["loss"].backward()
+            self.optimizers[0].step()
+            yield {name: value.detach() for name, value in terms.items()}
+
+    def validation_steps(self, epoch: int) -> Iterator[Mapping[str, Tensor]]:
+        """Evaluate the pools; `error` is 1 − the mean of both directions' share of hits."""
+        # One mean over all pairs, so that small pools do not count for more than their pairs.
+        sums: dict[str, Tensor] = {}
+        n_pairs = sum(map(len, self.held))
+        for rows in self.held:
+            for name, value in self.losses(rows).items():
+                part = value * (len(rows) / n_pairs)
+                sums[name] = sums[name] + part if name in sums else part
+        yield sums
+
+    def losses(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Contrast of the pairs among each other, and both auxiliary losses."""
+        config, network = self.config, self.network
+        index = torch.from_numpy(rows).to(self.states[0].device)
+        x, e = zip(*(network.encode(k, self.states[k][:, index]) for k in range(2)), strict=True)
+        logits = network.scale * e[0] @ e[1].T
+        own = torch.arange(len(rows), device=logits.device)
+        contrast = F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)
+        decode = network.decoders
+        prediction = F.mse_loss(decode[0](e[1]), x[0]) + F.mse_loss(decode[1](e[0]), x[1])
+        reconstruction = F.mse_loss(decode[0](e[0]), x[0]) + F.mse_loss(decode[1](e[1]), x[1])
+        hits = [(found.argmax(1) == own).float().mean() for found in (logits, logits.T)]
+        loss = contrast + config.lam_prediction * prediction
+        return {
+            "loss": loss + config.lam_reconstruction * reconstruction,
+            "contrast": contrast,
+            "prediction": prediction,
+            "reconstruction": reconstruction,
+            "error": 1 - (hits[0] + hits[1]) / 2,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the order is a function of seed and epoch."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over nothing."""
+
+
+def canonical_projections(
+    x: tuple[np.ndarray, np.ndarray], n_components: int, ridge: float
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Regularised canonical correlation of paired rows (Vinod 1976).
+
+    Columns are standardised, and `ridge` is added to the diagonals of their covariances; every
+    canonical variable is multiplied by its correlation, so that what the layers do not share has
+    no say in a cosine. Projected rows have length 1 on average.
+
+    Parameters
+    ----------
+    x
+        Paired rows, (n, k_a) and (n, k_b).
+    n_components
+        Canonical variables at most.
+    ridge
+        Above 0.
+
+    Returns
+    -------
+    list
+        By side, weights (k, m) and offset (m,): projected rows are ``x @ weights + offset``.
+    """
+    means = [part.mean(axis=0) for part in x]
+    spreads = [np.where(part.std(axis=0) > 0, part.std(axis=0), 1.0) for part in x]
+    z = [(part - mean) / s for part, mean, s in zip(x, means, spreads, strict=True)]
+    n = len(z[0])
+    # R⁻ᵀ with RᵀR the covariance: whitened rows are z R⁻¹.
+    factors = [np.linalg.cholesky(part.T @ part / n + ridge * np.eye(part.shape[1])) for part in z]
+    white = [
+        scipy.linalg.solve_triangular(factor, part.T, lower=True).T
+        for factor, part in zip(factors, z, strict=True)
+    ]
+    U, correlations, Vt = np.linalg.svd(white[0].T @ white[1] / n, full_matrices=False)
+    m = min(n_components, len(correlations))
+    found = []
+    for factor, directions, part, mean, s in zip(
+        factors, (U, Vt.T), white, means, spreads, strict=True
+    ):
+        own = directions[:, :m] * correlations[:m]
+        own /= max(np.linalg.norm(part @ own, axis=1).mean(), 1e-12)
+        weights = scipy.linalg.solve_triangular(factor, own, lower=True, trans="T") / s[:, None]
+        found.append((weights, -mean @ weights))
+    return found
+
+
+@dataclasses.dataclass
+class FittedMatching:
+    """Weights of matches between test cells, and what happened on the way.
+
+    Attributes
+    ----------
+    weights
+        CSR (n_a, n_b), rows of sum 1.
+    vectors
+        Unit vectors of the test cells, by layer; weights are made of their inner products.
+    records, details
+        Of the training.
+    """
+
+    weights: sp.csr_matrix
+    vectors: tuple[np.ndarray, np.ndarray]
+    records: list[TrainingRecord]
+    details: dict[str, Any]
+
+
+def fit_matching(
+    inputs: MatchingInputs,
+    config: MatchingConfig,
+    *,
+    seed: int,
+    device: str = "auto",
+    training: TrainingRun | None = None,
+) -> FittedMatching:
+    """Propagate, train the encoders on the pairs, and match the test cells.
+
+    Parameters
+    ----------
+    inputs
+        Both layers.
+    config
+        Options.
+    seed
+        Seed of everything random.
+    device
+        ``auto`` or a torch device name.
+    training
+        Checkpoints, precision and checks.
+    """
+    run = TrainingRun() if training is None else training
+    where = pick_device(device)
+    propagated = [
+        propagate(scaled(rep, config.scaling), config.n_propagations) for rep in inputs.reps
+    ]
+    states = tuple(torch.from_numpy(part).to(where) for part in propagated)
+    n_train = inputs.n_train
+    order = np.random.default_rng([seed, 0]).permutation(n_train)
+    n_held = min(config.validation_cells, max(2, round(config.validation_share * n_train)))
+    within = config.batch_scheme == "within"
+    batch = inputs.batch[0]
+    pools = PairBatches(order[:n_held], batch, config.validation_cells, within=within).groups
+    if not pools:
+        # Too few of any batch to be told apart: they are looked at together.
+        pools = [order[:n_held]]
+    batches = PairBatches(order[n_held:], batch, config.batch_size, within=within)
+    if not batches.groups:
+        batches = PairBatches(order[n_held:], batch, config.batch_size, within=False)
+    torch.manual_seed(seed)
+    dims = (states[0].shape[2], states[1].shape[2])
+    network = MatchingNetwork(dims, len(states[0]), config).to(where)
+    if config.encoder_start == "cca":
+        _start(network, propagated, np.sort(order[n_held:]), config)
+    task = MatchingTask(network, (states[0], states[1]), batches, pools, config, seed)
+    schedule = Schedule(
+        max_epochs=config.max_epochs,
+        patience=config.patience,
+        reduce_lr_patience=None,
+        keep=1,
+        restore="best",
+    )
+    before = _monitored(task)
+    record = train(task, schedule, stage="encoders", run=run)
+    # With few pairs the networks may have nothing to add. Then the start is the answer, and the
+    # pairs that told so need not be held out of it.
+    kept = "trained"
+    if config.encoder_start == "cca" and before <= _monitored(task):
+        _start(network, propagated, np.arange(n_train), config)
+        kept = "start"
+    with torch.no_grad():
+        found = [network.encode(k, states[k][:, n_train:])[1].cpu().numpy() for k in range(2)]
+    vectors = (found[0], found[1])
+    scale = float(network.scale)
+    groups = [codes[n_train:] for codes in inputs.batch]
+    if not config.within_batches:
+        groups = [np.zeros_like(codes) for codes in groups]
+    temperature = None
+    if config.answer == "soft":
+        with torch.no_grad():
+            own = [
+                [network.encode(k, states[k][:, torch.from_numpy(rows).to(where)])[1].cpu().numpy()
+                 for k in range(2)]
+                for rows in pools
+            ]  # fmt: skip
+        temperature = best_temperature([part[0] @ part[1].T for part in own], 1 / scale)
+    weights, quantiles = answer(vectors, (groups[0], groups[1]), temperature, config)
+    names = inputs.batches if config.within_batches else ["all"]
+    details: dict[str, Any] = {
+        "device": str(where),
+        "scale": round(scale, 4),
+        "temperature": temperature,
+        "dims": list(dims),
+        "mixtures": mixture_weights(network.mixtures),
+        "held_out": n_held,
+        "kept": kept,
+        "quantiles": {names[code]: quantile for code, quantile in quantiles.items()},
+        "stages": [record.summary()],
+    }
+    return FittedMatching(weights, vectors, [record], details)
+
+
+def _start(
+    network: MatchingNetwork,
+    propagated: list[np.ndarray],
+    pairs: np.ndarray,
+    config: MatchingConfig,
+) -> None:
+    """Set the encoders to the canonical correlation of some pairs, the mixtures to plain means."""
+    mixed = [part[:, pairs].mean(axis=0, dtype=np.float64) for part in propagated]
+    network.start_at(
+        canonical_projections((mixed[0], mixed[1]), config.latent_dim, config.cca_ridge)
+    )
+    with torch.no_grad():
+        for parameter in network.mixtures.parameters():
+            parameter.zero_()
+
+
+def _monitored(task: MatchingTask) -> float:
+    """What the training looks at, of the network as it is."""
+    task.model.eval()
+    with torch.no_grad():
+        (terms,) = task.validation_steps(0)
+    return float(terms[task.monitor])
+
+
+def best_temperature(pools: Sequence[np.ndarray], start: float) -> float:
+    """Temperature at which the plan gives true partners of held-out pairs the most probability.
+
+    Parameters
+    ----------
+    pools
+        Cosines of held-out pairs, (n, n) each, partners on the diagonal.
+    start
+        The highest one that is tried; the others are halves of it, six times over. Of equals the
+        highest.
+    """
+    temperatures = [start / 2**k for k in range(_HALVINGS + 1)]
+    found = [sum(np.trace(transport(pool, t)) for pool in pools) for t in temperatures]
+    return temperatures[int(np.argmax(found))]
+
+
+def answer(
+    vectors: tuple[np.ndarray, np.ndarray],
+    groups: tuple[np.ndarray, np.ndarray],
+    temperature: float | None,
+    config: MatchingConfig,
+) -> tuple[sp.csr_matrix, dict[int, float]]:
+    """Match the cells of each group among themselves.
+
+    Parameters
+    ----------
+    vectors
+        Unit vectors of the cells of both layers.
+    groups
+        Their groups; each has cells of both layers.
+    temperature
+        Of the soft answer; the hard one needs none.
+    config
+        Options.
+
+    Returns
+    -------
+    tuple
+        CSR (n_a, n_b), rows of sum 1, no entry between groups; and by group the quantile of the
+        hard answer in the end.
+    """
+    shape = (len(vectors[0]), len(vectors[1]))
+    rows, columns, values = [], [], []
+    quantiles: dict[int, float] = {}
+    for code in np.unique(groups[0]).tolist():
+        a, b = (np.flatnonzero(own == code) for own in groups)
+        cosines = vectors[0][a].astype(np.float64) @ vectors[1][b].astype(np.float64).T
+        if temperature is not None:
+            part = largest_entries(transport(cosines, temperature), config.soft_entries).tocoo()
+            rows.append(a[part.row])
+            columns.append(b[part.col])
+            values.append(part.data)
+            continue
+        quantile = config.quantile
+        if quantile is None:
+            quantile = _QUANTILES[0] if len(b) >= _MANY else _QUANTILES[1]
+        found = assign(match_weights(cosines), quantile)
+        quantiles[code] = found.quantile
+        rows.append(a)
+        columns.append(b[found.columns])
+        values.append(np.ones(len(a)))
+    entries = np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))
+    return sp.csr_matrix(entries, shape=shape), quantiles

@@ -1,6 +1,7 @@
 # What a person types. `make` alone lists the targets.
 #   CORES=4      cores for the workflow (all by default)
 #   CONFIG=FILE  configuration that is merged over config/config.yaml
+#   WORKERS=4    processes that share the tests (2 by default)
 #   PYTHON=...   interpreter for the virtual environment (3.11 or newer)
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -10,6 +11,7 @@ SHELL := bash
 
 CORES ?= all
 CONFIG ?=
+WORKERS ?= 2
 VENV := $(CURDIR)/.venv
 PY := $(VENV)/bin/python
 SNAKEMAKE := $(VENV)/bin/snakemake --cores $(CORES)
@@ -51,7 +53,7 @@ unlock: install ## remove Snakemake's lock after a hard kill (when none runs her
 	@$(SNAKEMAKE) --unlock $(if $(CONFIG),--configfile $(CONFIG))
 
 test: install ## the tests that take seconds each
-	@$(PY) -m pytest -q -m "not slow"
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) -m "not slow"
 
 test-slow: install ## the other tests: whole workflows, conda environments, long trainings
 	@$(PY) -m pytest -q -m slow

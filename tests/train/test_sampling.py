@@ -353,11 +353,11 @@ def test_validation_between_two_steps_of_a_pass_takes_no_rows_from_it():
             for rows, _ in sampler.epoch(split):
                 for k, store in enumerate(stores):
                     assert np.isin(rows[:, k], store.held).all()
+    sampler.close()
     # 104 steps in windows of 8, the first pass of 72 and one window ahead; 8 steps of validation
-    # a pass, 2 an epoch, each a window of its own that is read ahead.
+    # a pass, 2 an epoch, each a window of its own that is read ahead. Closing waits for the thread.
     n_reads = len(stores[0].read_in)
     assert 9 + 4 + 1 + 8 <= n_reads <= 9 + 4 + 1 + 8 + 1
-    sampler.close()
     assert not [t for t in threading.enumerate() if "scbraid-read" in t.name]
     # The place is kept.
     assert sampler.state_dict()["steps"] == {"train": 104 - 72, "validation": 0}

@@ -287,13 +287,14 @@ def foscttm(
             room = panel_width + (left - 2 if n_columns == 1 else 0)
             panel_heading(sheet, 2.0 if n_columns == 1 else x, y - 2.0, title, room)
             axes = sheet.axes(x, y, panel_width, panel_height)
-            _draw_foscttm(
+            draw_bars(
                 axes,
                 tidy.at(own, dataset, condition),
                 tidy.at(means, dataset, condition),
                 tidy.at(runs, dataset, condition),
                 methods,
                 marks,
+                CHANCE,
             )
             axes.set_xlim(0, highest)
             axes.set_yticks(np.arange(len(methods)), labels if column == 0 else [""] * len(labels))
@@ -303,19 +304,22 @@ def foscttm(
         return finish(sheet, points_and_means(own, means, runs, methods), stem)
 
 
-def _draw_foscttm(
+def draw_bars(
     axes: Axes,
     seeds: pd.DataFrame,
     means: pd.DataFrame,
     runs: pd.DataFrame,
     methods: pd.DataFrame,
     marks: dict[str, Key],
+    chance: float | None,
 ) -> None:
+    """Draw a bar a method: mean, deviation, and every seed; a line where chance is."""
     axes.set_ylim(len(methods) - 0.4, -0.6)
     axes.grid(visible=True, axis="x")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.axvline(CHANCE, color=MUTED, lw=0.8, ls=(0, (4, 2)), zorder=1)
+    if chance is not None:
+        axes.axvline(chance, color=MUTED, lw=0.8, ls=(0, (4, 2)), zorder=1)
     summary = means.set_index("method_id")
     for at, method in enumerate(methods["method_id"]):
         if at:

@@ -7,27 +7,20 @@ import os
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 
 from scbraid.plots import tidy
-from scbraid.plots.comparison import method_keys, panel_columns, points_and_means, why_absent
+from scbraid.plots.comparison import draw_bars, method_keys, panel_columns, points_and_means
 from scbraid.plots.style import (
-    FAINT,
     HEADING_MM,
-    INK,
-    MUTED,
     ONE_COLUMN_MM,
-    SIZE_SMALL,
     SIZE_TEXT,
     TWO_COLUMNS_MM,
     Drawing,
-    Key,
     Sheet,
     check_not_empty,
     finish,
     panel_heading,
     paragraph_height,
-    seed_offsets,
     shorten_all,
     style,
     text_width,
@@ -104,15 +97,17 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
             panel_heading(sheet, 2.0 if n_columns == 1 else x, y - 2.0, title, room)
             axes = sheet.axes(x, y, panel_width, panel_height)
             expected = tidy.at(chance, dataset, condition)["value"]
-            _draw_panel(
+            seeds = tidy.at(own, dataset, condition)
+            draw_bars(
                 axes,
-                tidy.at(own, dataset, condition),
+                seeds,
                 tidy.at(means, dataset, condition),
                 tidy.at(runs, dataset, condition),
                 methods,
                 marks,
                 float(expected.mean()) if len(expected) else None,
             )
+            axes.set_xlim(0, float(seeds["value"].max()) * 1.06 or 1.0)
             axes.set_yticks(np.arange(len(methods)), labels if column == 0 else [""] * len(labels))
             _, title = HEADLINES[condition.partition("+")[0].partition("@")[0]]
             axes.set_xlabel("\n".join(wrap(title, panel_width, SIZE_TEXT)))
@@ -122,38 +117,3 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
         found = found.merge(names, on=["dataset", "condition"], how="left")
         found.insert(3, "metric", found.pop("metric"))
         return finish(sheet, found, stem)
-
-
-def _draw_panel(
-    axes: Axes,
-    seeds: pd.DataFrame,
-    means: pd.DataFrame,
-    runs: pd.DataFrame,
-    methods: pd.DataFrame,
-    marks: dict[str, Key],
-    chance: float | None,
-) -> None:
-    axes.set_ylim(len(methods) - 0.4, -0.6)
-    axes.grid(visible=True, axis="x")
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    if chance is not None:
-        axes.axvline(chance, color=MUTED, lw=0.8, ls=(0, (4, 2)), zorder=1)
-    summary = means.set_index("method_id")
-    for at, method in enumerate(methods["method_id"]):
-        if at:
-            axes.axhline(at - 0.5, color=FAINT, lw=0.3, zorder=0)
-        if method not in summary.index:
-            words = why_absent(runs.loc[runs["method_id"] == method, "status"])
-            axes.text(0.01, at, words, size=SIZE_SMALL, color=MUTED, va="center", style="italic")
-            continue
-        row, key = summary.loc[method], marks[method]
-        axes.barh(at, row["mean"], height=0.62, color=key.color, alpha=0.35, lw=0, zorder=1)
-        axes.plot([row["mean"]] * 2, [at - 0.31, at + 0.31], color=key.color, lw=1.4, zorder=3)
-        if row["n"] > 1:
-            ends = [row["mean"] - row["sd"], row["mean"] + row["sd"]]
-            axes.plot(ends, [at, at], color=INK, lw=0.6, zorder=3)
-        values = seeds.loc[seeds["method_id"] == method].sort_values("seed")["value"]
-        heights = at + seed_offsets(len(values), 0.2)
-        axes.scatter(values, heights, s=5, fc="white", ec=INK, lw=0.4, zorder=4, clip_on=False)
-    axes.set_xlim(0, float(seeds["value"].max()) * 1.06 or 1.0)

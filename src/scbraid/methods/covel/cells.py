@@ -7,17 +7,15 @@ import dataclasses
 import numpy as np
 import scipy.sparse as sp
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from scbraid.methods.covel.config import CovelConfig
 from scbraid.methods.glue.inputs import GlueLayer
 from scbraid.nn.counts import CountBatch, CountMatrix
 from scbraid.nn.likelihoods import LIKELIHOODS
+from scbraid.nn.pooling import TARGET_SUM, explained, log_values, pooled_sums
 from scbraid.nn.tokens import TokenBatch, all_tokens, nonzero_tokens, with_zeros
 
-# Counts are scaled to this sum before the logarithm.
-TARGET_SUM = 1e4
 # Scaled values stay within ± this many standard deviations.
 CLIP = 10.0
 
@@ -115,15 +113,7 @@ class LayerCells:
             f, (n_features, k).
         """
         values = self._log(observed.values, observed.library[observed.rows])
-        lengths = torch.bincount(observed.rows, minlength=observed.shape[0])
-        total = F.embedding_bag(
-            observed.columns,
-            positions,
-            lengths.cumsum(0) - lengths,
-            mode="sum",
-            per_sample_weights=values,
-        )
-        return total - self._center @ positions
+        return pooled_sums(observed, values, positions) - self._center @ positions
 
     def smooth(self, values: Tensor) -> Tensor:
         """Values of all cells as far as the layer's PCA/LSI explains them linearly, centred.
@@ -136,14 +126,7 @@ class LayerCells:
         values
             (n_cells, k).
         """
-        values = values - values.mean(0)
-        if self._rep is None:
-            return values
-        # On the processor in double precision, so that the basis is the same everywhere.
-        rep = self._rep.cpu().double()
-        basis, _ = torch.linalg.qr(rep - rep.mean(0))
-        fitted = basis @ (basis.T @ values.cpu().double())
-        return fitted.to(values)
+        return explained(values, self._rep)
 
     def tokens(self, observed: CountBatch, *, training: bool) -> TokenBatch:
         """Tokens of the cells as the options say, with what they tell of the values.
@@ -170,9 +153,7 @@ class LayerCells:
         return torch.log2(1 + value.clamp_min(0)).floor().clamp_(max=N_BINS - 1)
 
     def _log(self, value: Tensor, library: Tensor) -> Tensor:
-        if self.counts:
-            value = TARGET_SUM * value / library.clamp_min(1e-7)
-        return torch.log1p(value) if self._logarithmic else value
+        return log_values(value, library, counts=self.counts, logarithmic=self._logarithmic)
 
     def _moments(self, values: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the log values of each feature, zeros included."""

@@ -26,6 +26,7 @@ from scbraid.nn.attention import (
 from scbraid.nn.blocks import Discriminator, GaussianEncoder, mlp
 from scbraid.nn.gaussian import softplus_gaussian
 from scbraid.nn.graph_attention import FeaturePosterior
+from scbraid.nn.pooling import join
 from scbraid.nn.tokens import TokenBatch
 
 
@@ -579,11 +580,10 @@ def embed(
             if form == "joined":
                 pooled.append(network.pool(layer, batch, features))
         place = torch.cat(means)
-        if form != "mean":
+        if form == "unit":
             place = F.normalize(place, dim=1)
-        if form == "joined":
-            smooth = F.normalize(layer.smooth(torch.cat(pooled)), dim=1)
-            place = F.normalize(place + network.config.join_weight * smooth, dim=1)
+        elif form == "joined":
+            place = join(place, layer.smooth(torch.cat(pooled)), network.config.join_weight)
         found[layer.name] = place.cpu().numpy()
     network.train(was_training)
     return Embedding(found, features.cpu().numpy())

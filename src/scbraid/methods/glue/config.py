@@ -57,6 +57,15 @@ class GlueConfig(MethodConfig):
     cells_batch_size: int = option(
         512, "metacells: cells of each layer in a step of the stage on all cells", ge=2
     )
+    readout: str = option(
+        "encoder",
+        "embedding of the cells: encoder (posterior means), joined (these at unit length, and to "
+        "them the pooled positions of the cell's features, as far as PCA/LSI explains them)",
+        choices=("encoder", "joined"),
+    )
+    join_weight: float = option(
+        0.5, "joined: weight of the pooled positions beside 1 for the encoder", ge=0
+    )
     noise: float = option(1.5, "alignment noise, in standard deviations of the embedding", ge=0)
     discriminator_input: str = option(
         "mean", "what the discriminator sees of q(u|x)", choices=("mean", "sample")
@@ -118,5 +127,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "no_pretrain": {"pretrain": False, "balance": False},
     "no_align": {"lam_align": 0.0, "balance": False},
     "raw_input": {"use_rep": False},
+    "joined": {"readout": "joined"},
     "atlas": {"metacell_size": 25, "hidden_dim": 512, "balance_resolution": 2.0},
 }

@@ -20,6 +20,7 @@ from scbraid.methods.glue.inputs import GlueInputs
 from scbraid.methods.glue.metacells import assign_metacells, combine
 from scbraid.methods.glue.network import Embedding, GlueNetwork, LayerData, encode
 from scbraid.methods.glue.objective import GlueTask
+from scbraid.methods.glue.readout import JoinedReadout
 from scbraid.methods.glue.stages import plan_cells_stage, plan_stages
 from scbraid.nn import kernels
 from scbraid.train.devices import describe_kernels
@@ -33,12 +34,27 @@ _JOIN_ROWS = 1 << 16
 
 @dataclasses.dataclass
 class FittedGlue:
-    """A trained model with its embedding and what happened on the way."""
+    """A trained model with its embedding and what happened on the way.
+
+    Attributes
+    ----------
+    network
+        The modules.
+    embedding
+        Cells as `config.readout` says, and features.
+    records
+        One a stage.
+    details
+        Numbers for the status.
+    readout
+        What makes `embedding` of the encoder's posterior means; None where it is these.
+    """
 
     network: GlueNetwork
     embedding: Embedding
     records: list[TrainingRecord]
     details: dict[str, Any]
+    readout: JoinedReadout | None = None
 
 
 def fit_glue(
@@ -172,7 +188,13 @@ def fit_glue(
         details["schedule"]["cells"] = dataclasses.asdict(schedule)
         details["metacells"] = {layer.name: layer.n_cells for layer in first.layers}
     details["stages"] = [record.summary() for record in records]
-    return FittedGlue(trained, encode(trained, layers), records, details)
+    embedding, readout = encode(trained, layers), None
+    details["readout"] = {"name": config.readout, "dimensions": config.latent_dim}
+    if config.readout == "joined":
+        readout = JoinedReadout.fit(inputs, embedding.features, config.join_weight, where)
+        readout.apply(inputs, embedding, where)
+        details["readout"] |= readout.describe()
+    return FittedGlue(trained, embedding, records, details, readout)
 
 
 def _group(inputs: GlueInputs, config: GlueConfig, seed: int) -> list[np.ndarray]:

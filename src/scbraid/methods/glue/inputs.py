@@ -204,6 +204,8 @@ def _make_layer(
     else:
         values = sp.csr_matrix(values, dtype=np.float32)
     check_values(values, likelihood, name)
+    if config.readout == "joined":
+        check_weights(values, likelihood, name)
     rep = None
     if config.use_rep:
         key = stated.get("rep") or DEFAULT_REP.get(name, "X_pca")
@@ -266,6 +268,29 @@ def check_values(values: Matrix, likelihood: str, layer: str) -> None:
         f"To mend it, {remedy}"
     )
     raise DataError(msg)
+
+
+def check_weights(values: Matrix, likelihood: str, layer: str) -> None:
+    """Refuse values that are no weights of their features: negative ones of a layer without counts.
+
+    Raises
+    ------
+    DataError
+        Naming the layer, the number of negative values and the least.
+    """
+    if LIKELIHOODS[likelihood].counts:
+        return
+    n_negative, least = 0, 0.0
+    for _, block in row_blocks(values):
+        n_negative += int((block.data < 0).sum())
+        least = min(least, float(block.data.min(initial=0.0)))
+    if n_negative:
+        msg = (
+            f"layer {layer!r}: readout='joined' weighs features by log1p of their values, and "
+            f"{n_negative:,} values are negative (the least: {least:.6g}). Give values of 0 or "
+            "more, or use readout='encoder'"
+        )
+        raise DataError(msg)
 
 
 def _encode(names: np.ndarray) -> tuple[list[str], np.ndarray]:

@@ -24,6 +24,7 @@ from scbraid.methods.glue.fit import count_shared_batches, fit_glue
 from scbraid.methods.glue.inputs import DEFAULT_REP, GlueInputs, make_inputs
 from scbraid.methods.glue.method import GlueMethod
 from scbraid.methods.glue.network import Embedding, GlueNetwork, LayerData, encode
+from scbraid.methods.glue.readout import JoinedReadout, readout_shapes
 from scbraid.registry import near_miss
 from scbraid.sources import code_digest
 from scbraid.train import CHECKPOINT_EVERY_S
@@ -119,6 +120,7 @@ class Glue:
         )
         self._network: GlueNetwork | None = None
         self._embedding: Embedding | None = None
+        self._readout: JoinedReadout | None = None
         self.history: pd.DataFrame = pd.DataFrame()
         self.details: dict[str, Any] = {}
 
@@ -163,24 +165,30 @@ class Glue:
         if file is not None:
             file.unlink(missing_ok=True)
         self._network, self._embedding = fitted.network, fitted.embedding
+        self._readout = fitted.readout
         self.details = fitted.details
         self.history = pd.DataFrame([row for record in fitted.records for row in record.history])
         self._annotate()
 
-    def get_latent_representation(self, layer: str | None = None) -> Any:
-        """Posterior means of the cells.
+    def get_latent_representation(
+        self, layer: str | None = None, *, readout: str | None = None
+    ) -> Any:
+        """Embedding of the cells.
 
         Parameters
         ----------
         layer
             One layer, or None for all.
+        readout
+            ``encoder`` for the posterior means, which the decoders read; None for what the option
+            `readout` says, as in ``obsm["X_glue"]``.
 
         Returns
         -------
         numpy.ndarray or dict
             (n_cells, latent_dim) float32 in the order of the data; a dict by layer for None.
         """
-        cells = self._trained().cells
+        cells = self._cells(readout)
         if layer is None:
             return dict(cells)
         self._check_layer(layer)
@@ -204,6 +212,8 @@ class Glue:
         folder.mkdir(parents=True, exist_ok=True)
         self.guidance.save(folder / _GUIDANCE_FILE)
         arrays = {name: t.cpu().numpy() for name, t in self._network.state_dict().items()}
+        if self._readout is not None:
+            arrays |= self._readout.arrays()
         with atomic_path(folder / _WEIGHTS_FILE) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)
         description = {
@@ -262,10 +272,17 @@ class Glue:
         network = GlueNetwork(
             model._inputs, model.config, [part.input_dim for part in layers], shared
         )
-        _load_weights(folder / _WEIGHTS_FILE, network)
+        joined = model.config.readout == "joined"
+        others = readout_shapes(model._inputs, model.config.latent_dim) if joined else {}
+        arrays = _load_weights(folder / _WEIGHTS_FILE, network, others)
         network.eval()
         model._network = network
         model._embedding = encode(network, layers)
+        if joined:
+            model._readout = JoinedReadout.from_arrays(
+                arrays, model._inputs.names, model.config.join_weight
+            )
+            model._readout.apply(model._inputs, model._embedding, torch.device("cpu"))
         model.details = stated["details"]
         model._annotate()
         return model
@@ -293,6 +310,21 @@ class Glue:
             raise ConfigError(_UNTRAINED)
         return self._embedding
 
+    def _cells(self, readout: str | None) -> Mapping[str, np.ndarray]:
+        """Embeddings by layer, as asked for."""
+        if readout not in (None, "encoder"):
+            msg = (
+                f"readout is {readout!r}; expected 'encoder', or None for what the model was made "
+                f"with ({self.config.readout!r})"
+            )
+            raise ConfigError(msg)
+        embedding = self._trained()
+        if readout is None or self._readout is None:
+            return embedding.cells
+        network = cast("GlueNetwork", self._network)
+        where = next(network.parameters()).device
+        return encode(network, [LayerData(part, where) for part in self._inputs.layers]).cells
+
     def _annotate(self) -> None:
         embedding = self._trained()
         for part in self._inputs.layers:
@@ -305,7 +337,10 @@ class Glue:
             adata.varm[OBSM_KEY] = features
 
 
-def _load_weights(file: Path, network: GlueNetwork) -> None:
+def _load_weights(
+    file: Path, network: GlueNetwork, others: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """Fill the network from a file; return the arrays of these other names and shapes."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             state = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
@@ -313,6 +348,7 @@ def _load_weights(file: Path, network: GlueNetwork) -> None:
         msg = f"{file} cannot be read as plain arrays ({error}); save the model again"
         raise DataError(msg) from error
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    expected |= others
     for name in expected | state:
         found = tuple(state[name].shape) if name in state else "absent"
         wanted = expected.get(name, "absent")
@@ -322,7 +358,9 @@ def _load_weights(file: Path, network: GlueNetwork) -> None:
                 "give data with encoder inputs of the width that the model was trained on"
             )
             raise DataError(msg)
+    rest = {name: state.pop(name).numpy() for name in others}
     network.load_state_dict(state)
+    return rest
 
 
 def _by_layer(data: MuData | Mapping[str, AnnData]) -> dict[str, AnnData]:

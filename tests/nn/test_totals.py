@@ -37,6 +37,7 @@ def without_float64(monkeypatch):
     for module in (totals, tokens):
         monkeypatch.setattr(module, "widest_float", lambda device: torch.float32)
 
+
 def test_only_mps_has_no_float64():
     assert widest_float(torch.device("mps")) == torch.float32
     for name in ("cpu", "cuda"):

@@ -23,7 +23,7 @@ class HiddenLayers(nn.Sequential):
     statistics and, from one seed, dropout masks.
     """
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tensor:
         """Map (n_rows, in_dim) to (n_rows, hidden_dim)."""
         modules = list(self)
         compiled = None
@@ -71,7 +71,8 @@ class _CompiledHidden(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, compiled: ModuleType, layers: list[_Layer], *parameters: Tensor
     ) -> Tensor:
-        inputs, saved = [x], []
+        inputs = [x]
+        saved: list[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]] = []
         remaining = iter(parameters)
         for layer in layers:
             weight, bias = next(remaining), next(remaining)
@@ -84,10 +85,14 @@ class _CompiledHidden(torch.autograd.Function):
                 norm = layer.norm
                 scale, shift = next(remaining), next(remaining)
                 mean, inverse_std = np.empty((2, z.shape[1]), np.float32)
-                norm.num_batches_tracked.add_(1)
+                running_mean, running_var, n_batches = (
+                    norm.get_buffer(name)
+                    for name in ("running_mean", "running_var", "num_batches_tracked")
+                )
+                n_batches.add_(1)
                 compiled.leaky_normalised(
                     z.numpy(), layer.slope, scale.numpy(), shift.numpy(), norm.eps, norm.momentum,
-                    norm.running_mean.numpy(), norm.running_var.numpy(), mean, inverse_std,
+                    running_mean.numpy(), running_var.numpy(), mean, inverse_std,
                     layer.seed, layer.p, out.numpy(),
                 )  # fmt: skip
                 saved.append((z.numpy(), mean, inverse_std))

@@ -44,7 +44,7 @@ class RMSprop(torch.optim.RMSprop):
         """Add parameters with options of their own."""
         _add_param_group(self, param_group)
 
-    def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 (torch's)
+    def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients, or set them to zero."""
         _zero_grad(self, set_to_none)
 

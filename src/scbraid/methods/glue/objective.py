@@ -320,12 +320,7 @@ class GlueTask:
         if self.n_shared_batches is not None:
             codes = torch.cat([layer.batch for layer in batch])
             u = torch.cat([u, F.one_hot(codes, self.n_shared_batches).to(u.dtype)], dim=1)
-        label = torch.cat(
-            [
-                torch.full((len(part),), k, dtype=torch.long, device=u.device)
-                for k, part in enumerate(seen)
-            ]
-        )
+        label = torch.arange(len(seen), device=u.device).repeat_interleave(len(seen[0]))
         losses = F.cross_entropy(self.network.discriminator(u), label, reduction="none")
         if self.weights is not None:
             losses = losses * torch.cat(

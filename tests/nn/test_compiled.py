@@ -265,6 +265,31 @@ def test_edges_equal_the_operations_of_torch(without_compiled):
     torch.testing.assert_close(grad, torch.autograd.grad(expected, v)[0])
 
 
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+def test_edges_equal_float64_far_from_the_middle_and_of_one_class(share):
+    rng = np.random.default_rng(1)
+    v = rng.normal(size=(25, 60)) * np.exp(rng.normal(size=(25, 1)))
+    ends = rng.integers(0, 25, (2, 9000))
+    sign = rng.choice([-1.0, 1.0], 9000)
+    label = (rng.random(9000) < share).astype(np.float64)
+    losses, grads = [], []
+    for dtype in (np.float32, np.float64):
+        given = torch.from_numpy(v.astype(dtype)).requires_grad_()
+        parts = (*ends, sign.astype(dtype), label.astype(dtype))
+        loss = edge_nll(given, EdgeBatch(*map(torch.from_numpy, parts)))
+        grads.append(torch.autograd.grad(3.0 * loss, given)[0].double())
+        losses.append(float(loss.detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=2e-6)
+    assert float((grads[0] - grads[1]).abs().max()) < 2e-6 * float(grads[1].abs().max())
+
+
+def test_nan_in_a_vertex_reaches_the_loss_of_edges():
+    v = torch.ones(4, 3)
+    v[2, 1] = math.nan
+    ends = torch.tensor([[0, 2], [1, 3]])
+    assert torch.isnan(edge_nll(v, EdgeBatch(*ends, torch.ones(2), torch.tensor([1.0, 0.0]))))
+
+
 # -- random numbers ------------------------------------------------------------------------
 
 

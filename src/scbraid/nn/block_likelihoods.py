@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scbraid.nn.blocked import BlockedBatch
+from scbraid.nn.totals import Total
 
 # Entries of a sweep's block: the float32 buffers of it fit the cache of one CPU core.
 _ENTRIES_CPU = 1 << 16
@@ -98,7 +99,7 @@ class _BlockNll(torch.autograd.Function):
         grad_hidden = torch.zeros_like(by_block) if with_gradient else None
         grad_weight = torch.empty_like(weight) if with_gradient else None
         grad_bias = torch.empty_like(bias) if with_gradient else None
-        loss = hidden.new_zeros((), dtype=torch.float64)
+        loss = Total(hidden)
         for (c, first, last), begin, end in zip(sweeps, stops[:-1], stops[1:], strict=True):
             own = slice(first, last)
             logits = torch.addmm(bias[own, None], weight[own], by_block[c].T)
@@ -108,16 +109,17 @@ class _BlockNll(torch.autograd.Function):
             at_open = logits.view(-1)[at]
             if x is None:
                 slope = torch.sigmoid(logits)
-                loss += _sum_of_softplus(logits, slope)
+                loss.add(_sum_of_softplus(logits, slope))
                 if positive_weight != 1:
-                    loss += (positive_weight - 1) * F.softplus(at_open).sum()
-                loss -= positive_weight * at_open.sum()
+                    loss.add((positive_weight - 1) * F.softplus(at_open).sum())
+                loss.add(-positive_weight * at_open.sum())
             else:
                 x_open = x[begin:end]
                 slope = torch.exp(logits)
-                loss += slope.sum()
-                loss += (positive_weight - 1) * slope.view(-1)[at].sum()
-                loss -= positive_weight * (x_open * at_open - torch.lgamma(x_open + 1)).sum()
+                loss.add(slope.sum())
+                loss.add((positive_weight - 1) * slope.view(-1)[at].sum())
+                log_factorial = torch.lgamma(x_open + 1)
+                loss.add(-positive_weight * (x_open * at_open - log_factorial).sum())
             if grad_hidden is None or grad_weight is None or grad_bias is None:
                 continue
             entries = slope.view(-1)
@@ -128,7 +130,7 @@ class _BlockNll(torch.autograd.Function):
             grad_hidden[c].addmm_(slope.T, weight[own])
         if grad_hidden is not None:
             ctx.save_for_backward(grad_hidden.transpose(0, 1), grad_weight, grad_bias)
-        return loss.to(hidden.dtype)
+        return loss.value(hidden.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:

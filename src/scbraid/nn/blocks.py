@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scbraid.nn.hidden import HiddenLayers
 from scbraid.nn.negative_binomial import EPS
 from scbraid.nn.random import Dropout
 
@@ -13,7 +14,7 @@ LEAKY_SLOPE = 0.2
 
 def mlp(
     in_dim: int, hidden_dim: int, depth: int, dropout: float, *, batch_norm: bool
-) -> tuple[nn.Sequential, int]:
+) -> tuple[HiddenLayers, int]:
     """`depth` times Linear, LeakyReLU(0.2), optional BatchNorm, Dropout; and the output width."""
     layers: list[nn.Module] = []
     width = in_dim
@@ -23,7 +24,7 @@ def mlp(
             layers.append(nn.BatchNorm1d(hidden_dim))
         layers.append(Dropout(dropout))
         width = hidden_dim
-    return nn.Sequential(*layers), width
+    return HiddenLayers(*layers), width
 
 
 class GaussianEncoder(nn.Module):

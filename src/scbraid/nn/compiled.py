@@ -658,6 +658,156 @@ def edge_gradient(
             grad[j, k] += scale * v[i, k]
 
 
+# -- hidden layers -------------------------------------------------------------------------
+
+
+@_strict
+def leaky(z: np.ndarray, slope: float, seed: np.uint64, p: float, out: np.ndarray) -> None:
+    """LeakyReLU, then dropout: (n_rows, width) to `out`."""
+    n_rows, width = z.shape
+    falling, kept, bound = np.float32(slope), np.float32(1.0 / (1.0 - p)), np.float32(1.0 + p)
+    for i in range(n_rows):
+        for c in range(width):
+            u = _one_to_two(_random_bits(seed, np.uint64(i * width + c)))
+            value = z[i, c]
+            value = value if value > _ZERO else value * falling
+            out[i, c] = value * (_ZERO if u < bound else kept)
+
+
+@_strict
+def leaky_gradient(
+    z: np.ndarray, slope: float, seed: np.uint64, p: float, grad: np.ndarray, grad_bias: np.ndarray
+) -> None:
+    """Gradient of `leaky`: dL/dout becomes dL/dz in place, its sums by column in `grad_bias`."""
+    n_rows, width = z.shape
+    falling, kept, bound = np.float32(slope), np.float32(1.0 / (1.0 - p)), np.float32(1.0 + p)
+    for c in range(width):
+        grad_bias[c] = _ZERO
+    for i in range(n_rows):
+        for c in range(width):
+            u = _one_to_two(_random_bits(seed, np.uint64(i * width + c)))
+            g = grad[i, c] * (_ZERO if u < bound else kept)
+            g = g if z[i, c] > _ZERO else g * falling
+            grad[i, c] = g
+            grad_bias[c] += g
+
+
+@_strict
+def leaky_normalised(
+    z: np.ndarray,
+    slope: float,
+    scale: np.ndarray,
+    shift: np.ndarray,
+    eps: float,
+    momentum: float,
+    running_mean: np.ndarray,
+    running_var: np.ndarray,
+    mean: np.ndarray,
+    inverse_std: np.ndarray,
+    seed: np.uint64,
+    p: float,
+    out: np.ndarray,
+) -> None:
+    """LeakyReLU, normalisation over the rows of a batch (at least two), dropout.
+
+    Parameters
+    ----------
+    z
+        (n_rows, width); after it the activations.
+    slope
+        Of LeakyReLU, below zero.
+    scale, shift, eps, momentum, running_mean, running_var
+        Of the normalisation, (width,) each; running statistics are updated.
+    mean, inverse_std
+        Of the batch, (width,); written.
+    seed, p
+        Of dropout.
+    out
+        (n_rows, width); written.
+    """
+    n_rows, width = z.shape
+    falling, kept, bound = np.float32(slope), np.float32(1.0 / (1.0 - p)), np.float32(1.0 + p)
+    share, present = np.float32(1.0 / n_rows), np.float32(momentum)
+    past, unbiased = np.float32(1.0 - momentum), np.float32(n_rows / (n_rows - 1.0))
+    for c in range(width):
+        mean[c] = _ZERO
+        inverse_std[c] = _ZERO
+    for i in range(n_rows):
+        for c in range(width):
+            value = z[i, c]
+            value = value if value > _ZERO else value * falling
+            z[i, c] = value
+            mean[c] += value
+    for c in range(width):
+        mean[c] *= share
+    for i in range(n_rows):
+        for c in range(width):
+            d = z[i, c] - mean[c]
+            inverse_std[c] += d * d
+    for c in range(width):
+        variance = inverse_std[c] * share
+        running_mean[c] = past * running_mean[c] + present * mean[c]
+        running_var[c] = past * running_var[c] + present * (variance * unbiased)
+        inverse_std[c] = _ONE / np.sqrt(variance + np.float32(eps))
+    for i in range(n_rows):
+        for c in range(width):
+            u = _one_to_two(_random_bits(seed, np.uint64(i * width + c)))
+            value = (z[i, c] - mean[c]) * (inverse_std[c] * scale[c]) + shift[c]
+            out[i, c] = value * (_ZERO if u < bound else kept)
+
+
+@_strict
+def leaky_normalised_gradient(
+    a: np.ndarray,
+    slope: float,
+    scale: np.ndarray,
+    mean: np.ndarray,
+    inverse_std: np.ndarray,
+    seed: np.uint64,
+    p: float,
+    grad: np.ndarray,
+    grad_bias: np.ndarray,
+    grad_scale: np.ndarray,
+    grad_shift: np.ndarray,
+) -> None:
+    """Gradient of `leaky_normalised`: dL/dout becomes dL/dz in place.
+
+    Parameters
+    ----------
+    a
+        The activations, (n_rows, width).
+    slope, scale, mean, inverse_std, seed, p
+        As they were.
+    grad
+        (n_rows, width).
+    grad_bias, grad_scale, grad_shift
+        Sums of dL/dz, and gradients of scale and shift, (width,); written.
+    """
+    n_rows, width = a.shape
+    falling, kept, bound = np.float32(slope), np.float32(1.0 / (1.0 - p)), np.float32(1.0 + p)
+    share = np.float32(1.0 / n_rows)
+    for c in range(width):
+        grad_bias[c] = _ZERO
+        grad_scale[c] = _ZERO
+        grad_shift[c] = _ZERO
+    for i in range(n_rows):
+        for c in range(width):
+            u = _one_to_two(_random_bits(seed, np.uint64(i * width + c)))
+            g = grad[i, c] * (_ZERO if u < bound else kept)
+            grad[i, c] = g
+            grad_shift[c] += g
+            grad_scale[c] += g * ((a[i, c] - mean[c]) * inverse_std[c])
+    for i in range(n_rows):
+        for c in range(width):
+            value = a[i, c]
+            deviation = (value - mean[c]) * inverse_std[c]
+            g = grad[i, c] - share * (grad_shift[c] + deviation * grad_scale[c])
+            g *= scale[c] * inverse_std[c]
+            g = g if value > _ZERO else g * falling
+            grad[i, c] = g
+            grad_bias[c] += g
+
+
 # -- counts --------------------------------------------------------------------------------
 
 

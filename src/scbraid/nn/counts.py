@@ -81,7 +81,8 @@ class CountMatrix:
         self.indices = torch.from_numpy(csr.indices.astype(np.int32)).to(device)
         self.values = _compact(csr.data, dtype).to(device)
         library = np.asarray(csr.sum(axis=1, dtype=np.float64)).ravel()
-        self.library = torch.from_numpy(library).to(device, dtype)
+        # Narrowed first: not every device has float64.
+        self.library = torch.from_numpy(library).to(dtype).to(device)
 
     def batch(self, cells: Tensor) -> CountBatch:
         """Gather rows; `cells` is int64 of shape (n_rows,), repeats allowed."""

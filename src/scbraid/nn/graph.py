@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scbraid.nn import kernels
+from scbraid.nn.blocked import csr_product
 from scbraid.nn.gaussian import softplus_gaussian
 from scbraid.nn.negative_binomial import EPS
 from scbraid.nn.random import standard_normal_like
@@ -22,6 +24,10 @@ _VERTICES_OF_BLOCK = 1024
 _EDGES_OF_BLOCK = 4096
 # Two vectors of the widest kind.
 _COLUMNS_OF_BLOCK = 32
+
+
+# Rows' starts, columns and values of a CSR matrix.
+Csr = tuple[Tensor, Tensor, Tensor]
 
 
 class SparseProduct(nn.Module):
@@ -39,11 +45,32 @@ class SparseProduct(nn.Module):
         self, rows: np.ndarray, columns: np.ndarray, values: np.ndarray, shape: tuple[int, int]
     ) -> None:
         super().__init__()
-        forward = _csr(rows, columns, values, shape)
-        backward = _csr(columns, rows, values, (shape[1], shape[0]))
-        # Derived from the graph, so they are no part of a saved model.
-        self.register_buffer("matrix", forward, persistent=False)
-        self.register_buffer("transpose", backward, persistent=False)
+        forward = sp.coo_matrix((values, (rows, columns)), shape=shape).tocsr()
+        for name, matrix in (("matrix", forward), ("transpose", forward.T.tocsr())):
+            # Plain arrays, because not every device has sparse tensors. Derived from the graph, so
+            # they are no part of a saved model.
+            for part, array in (
+                ("starts", matrix.indptr.astype(np.int64)),
+                ("columns", matrix.indices.astype(np.int64)),
+                ("values", matrix.data.astype(np.float32)),
+            ):
+                self.register_buffer(f"{name}_{part}", torch.from_numpy(array), persistent=False)
+
+    @property
+    def matrix(self) -> Csr:
+        """The matrix."""
+        return self._csr("matrix")
+
+    @property
+    def transpose(self) -> Csr:
+        """Its transpose."""
+        return self._csr("transpose")
+
+    def _csr(self, name: str) -> Csr:
+        starts, columns, values = (
+            self.get_buffer(f"{name}_{part}") for part in ("starts", "columns", "values")
+        )
+        return starts, columns, values
 
     def forward(self, dense: Tensor) -> Tensor:
         """Return matrix @ dense, shape (n_rows, k)."""
@@ -52,7 +79,7 @@ class SparseProduct(nn.Module):
 
 class _SparseProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor, transpose: Tensor, dense: Tensor) -> Tensor:
+    def forward(ctx: Any, matrix: Csr, transpose: Csr, dense: Tensor) -> Tensor:
         ctx.transpose = transpose
         return _multiply(matrix, dense)
 
@@ -61,13 +88,14 @@ class _SparseProduct(torch.autograd.Function):
         return None, None, _multiply(ctx.transpose, grad_outputs[0])
 
 
-def _multiply(matrix: Tensor, dense: Tensor) -> Tensor:
+def _multiply(matrix: Csr, dense: Tensor) -> Tensor:
     dense = dense.contiguous()
-    compiled = kernels.for_tensors(matrix, dense)
+    n_rows = len(matrix[0]) - 1
+    compiled = kernels.for_tensors(matrix[2], dense)
     if compiled is None:
-        return matrix @ dense
-    indptr, indices, values = _csr_arrays(matrix)
-    out = dense.new_empty(matrix.shape[0], dense.shape[1])
+        return csr_product(*matrix, (n_rows, len(dense)), dense)
+    indptr, indices, values = (part.numpy() for part in matrix)
+    out = dense.new_empty(n_rows, dense.shape[1])
     outs, of_dense = out.numpy(), dense.numpy()
 
     def multiply(k: int, slot: int) -> None:
@@ -76,34 +104,6 @@ def _multiply(matrix: Tensor, dense: Tensor) -> Tensor:
 
     kernels.each_block(multiply, -(-len(out) // _VERTICES_OF_BLOCK))
     return out
-
-
-def _csr_arrays(matrix: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return (
-        matrix.crow_indices().numpy(),
-        matrix.col_indices().numpy(),
-        matrix.values().numpy(),
-    )
-
-
-def _csr(
-    rows: np.ndarray, columns: np.ndarray, values: np.ndarray, shape: tuple[int, int]
-) -> Tensor:
-    import warnings
-
-    import scipy.sparse as sp
-
-    matrix = sp.coo_matrix((values, (rows, columns)), shape=shape).tocsr()
-    with warnings.catch_warnings():
-        # torch announces that its CSR support is in beta at every construction.
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
-        return torch.sparse_csr_tensor(
-            torch.from_numpy(matrix.indptr.astype(np.int64)),
-            torch.from_numpy(matrix.indices.astype(np.int64)),
-            torch.from_numpy(matrix.data.astype(np.float32)),
-            size=shape,
-            check_invariants=False,  # scipy made it
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,8 +180,8 @@ class _SampledVertices(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        matrix: Tensor,
-        transpose: Tensor,
+        matrix: Csr,
+        transpose: Csr,
         table: Tensor,
         mean_weight: Tensor,
         mean_bias: Tensor,
@@ -190,7 +190,7 @@ class _SampledVertices(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         from scbraid.nn import compiled
 
-        indptr, indices, values = _csr_arrays(matrix)
+        indptr, indices, values = (part.numpy() for part in matrix)
         noise = standard_normal_like(table)
         hidden, mean, raw, sample = (torch.empty_like(table) for _ in range(4))
         hiddens, means, raws, noises, samples = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
+import gc
 import itertools
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -93,7 +94,15 @@ def _threads(size: int) -> concurrent.futures.ThreadPoolExecutor:
 def _compiled() -> ModuleType | None:
     if not has_numba():
         return None
-    # Half a second and tens of MiB, spent where something is trained.
-    from scbraid.nn import compiled
+    # Half a second and a hundred MiB, spent where something is trained; a third more with the
+    # collector searching all that is being made. The first call fills numba's tables.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        from scbraid.nn import compiled
 
+        compiled.digamma(1.0)
+    finally:
+        if collects:
+            gc.enable()
     return compiled

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from scbraid.nn import kernels
 from scbraid.nn.counts import CountBatch
+from scbraid.nn.totals import Total
 
 EPS = 1e-7
 # Entries of a block of features: three float32 buffers of it fit the cache of one CPU core.
@@ -34,12 +35,15 @@ _BLOCK_ENTRIES_GPU = 1 << 26
 _BLOCK_ENTRIES_COMPILED = 1 << 17
 # log Γ(x+θ)/Γ(θ) is a sum of logarithms for small integers x; above this the gamma is cheaper.
 _MAX_RISING_TERMS = 4
+# From here on three terms of Stirling's series have the digits of float32.
+_SERIES_FROM = 32.0
 
 
 def log_rising_factorial(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """log Γ(x+θ) − log Γ(θ) and its derivative in θ, for x >= 0 of the same shape.
 
-    Exact sums for integers up to 4 (most counts of sparse data), gamma functions elsewhere.
+    Exact sums for integers up to 4 (most counts of sparse data), gamma functions elsewhere. In
+    float32 these are the asymptotic series where θ is large: the two would cancel.
     """
     value = torch.zeros_like(theta)
     slope = torch.zeros_like(theta)
@@ -51,9 +55,25 @@ def log_rising_factorial(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     other = (x > _MAX_RISING_TERMS) | (x != x.round())
     if bool(other.any()):
         t, s = theta[other], x[other]
-        value[other] = torch.lgamma(s + t) - torch.lgamma(t)
-        slope[other] = torch.digamma(s + t) - torch.digamma(t)
+        log_ratio = torch.lgamma(s + t) - torch.lgamma(t)
+        log_slope = torch.digamma(s + t) - torch.digamma(t)
+        if theta.dtype != torch.float64:
+            large = t > _SERIES_FROM
+            series, series_slope = _rising_series(t.clamp_min(_SERIES_FROM), s)
+            log_ratio = torch.where(large, series, log_ratio)
+            log_slope = torch.where(large, series_slope, log_slope)
+        value[other] = log_ratio
+        slope[other] = log_slope
     return value, slope
+
+
+def _rising_series(t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """log Γ(t+s) − log Γ(t) and its derivative in t by Stirling's series, without cancellation."""
+    end = t + s
+    growth = torch.log1p(s / t)
+    share = s / (t * end)
+    value = (end - 0.5) * growth + s * (t.log() - 1) - share / 12
+    return value, growth + share / 2 + share * (t + end) / (t * end) / 12
 
 
 class _SoftmaxNegativeBinomial(torch.autograd.Function):
@@ -90,9 +110,8 @@ class _SoftmaxNegativeBinomial(torch.autograd.Function):
         theta_x = theta[columns, 0]
         m_x = mu.view(-1)[flat] * share[cells] + EPS
         rising, rising_slope = log_rising_factorial(theta_x, x)
-        loss = (torch.lgamma(x + 1) - rising + x * torch.log1p(theta_x / m_x)).sum(
-            dtype=torch.float64
-        )
+        loss = Total(u)
+        loss.add_entries(torch.lgamma(x + 1) - rising + x * torch.log1p(theta_x / m_x))
 
         if not with_gradient:
             work = u.new_empty(n_block, n_cells)
@@ -100,8 +119,8 @@ class _SoftmaxNegativeBinomial(torch.autograd.Function):
                 ratio = work[: block.stop - block.start]
                 torch.mul(mu[block], share, out=ratio)
                 ratio.add_(EPS).mul_(inverse_theta[block]).log1p_()
-                loss += ratio.sum(1).dot(theta[block, 0]).to(torch.float64)
-            return loss.to(u.dtype)
+                loss.add(ratio.sum(1).dot(theta[block, 0]))
+            return loss.value(u.dtype)
 
         grad_theta = torch.empty_like(log_theta)
         slope = torch.empty_like(mu)
@@ -119,11 +138,13 @@ class _SoftmaxNegativeBinomial(torch.autograd.Function):
             torch.add(m, EPS, out=grad)
             torch.mul(grad, inverse_theta[block], out=ratio)
             ratio.log1p_()
-            # d/dm: θ/(θ+m) everywhere; d/dθ: log(1+m/θ) − m/(θ+m), the second is 1 − θ/(θ+m).
+            # d/dm: θ/(θ+m) everywhere; d/dθ: log(1+m/θ) − m/(θ+m). Not 1 − θ/(θ+m), whose digits
+            # are lost where m is small.
             grad.add_(theta[block]).reciprocal_().mul_(theta[block])
             logs = ratio.sum(1)
-            loss += logs.dot(theta[block, 0]).to(torch.float64)
-            grad_theta[block] = logs + grad.sum(1) - n_cells
+            loss.add(logs.dot(theta[block, 0]))
+            torch.add(m, EPS, out=ratio).mul_(grad)
+            grad_theta[block] = logs - ratio.sum(1) * inverse_theta[block, 0]
             grad.view(-1)[flat[first:last] - block.start * n_cells] -= slope_x[first:last]
             grad.mul_(m)
             row_mean += grad.sum(0)
@@ -140,7 +161,7 @@ class _SoftmaxNegativeBinomial(torch.autograd.Function):
             torch.mm(grad, u, out=grad_weight[block])
             torch.sum(grad, 1, out=grad_bias[block])
         ctx.save_for_backward(grad_u, grad_weight, grad_bias, grad_theta * theta[:, 0])
-        return loss.to(u.dtype)
+        return loss.value(u.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:

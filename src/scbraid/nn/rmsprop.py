@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -10,6 +11,17 @@ from scbraid.nn import kernels
 
 # So many that handing a piece to a thread costs nothing beside it.
 _ENTRIES_OF_PIECE = 1 << 16
+# torch wraps these so that the first call loads its compiler and a computer algebra system: 70 MiB
+# and a second of a training that never compiles anything.
+_add_param_group, _zero_grad, _state_dict, _load_state_dict = (
+    inspect.unwrap(method)
+    for method in (
+        torch.optim.Optimizer.add_param_group,
+        torch.optim.Optimizer.zero_grad,
+        torch.optim.Optimizer.state_dict,
+        torch.optim.Optimizer.load_state_dict,
+    )
+)
 
 
 class RMSprop(torch.optim.RMSprop):
@@ -27,6 +39,22 @@ class RMSprop(torch.optim.RMSprop):
 
     def __init__(self, params: Any, lr: float) -> None:
         super().__init__(params, lr=lr)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters with options of their own."""
+        _add_param_group(self, param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients, or set them to zero."""
+        _zero_grad(self, set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, as torch's RMSprop has it."""
+        return _state_dict(self)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state of `state_dict`."""
+        _load_state_dict(self, state_dict)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from scbraid.nn.counts import CountBatch
+from scbraid.train.devices import widest_float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +53,9 @@ def nonzero_tokens(batch: CountBatch, limit: int | None = None) -> TokenBatch:
     rows, features, values = batch.rows, batch.columns, batch.values
     rank, lengths = _ranks(rows, n_cells)
     if limit is not None and len(rows) and int(lengths.max()) > limit:
-        shuffle = torch.rand(len(rows), dtype=torch.float64, device=rows.device)
-        order = torch.argsort(rows + shuffle)
+        shuffle = torch.rand(len(rows), dtype=widest_float(rows.device), device=rows.device)
+        order = torch.argsort(shuffle)
+        order = order[torch.argsort(rows[order], stable=True)]
         keep = order[rank < limit].sort().values
         rows, features, values = rows[keep], features[keep], values[keep]
         rank, lengths = _ranks(rows, n_cells)

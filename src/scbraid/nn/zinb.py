@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scbraid.nn.counts import CountBatch
+from scbraid.nn.totals import Total
 
 # Constants of the original.
 _EPS = 1e-8
@@ -33,7 +34,8 @@ class _SoftmaxZinb(torch.autograd.Function):
         log_nb = -theta * spread
         top = torch.maximum(zero_logit, log_nb)
         at_zero = top + torch.log1p((-(zero_logit - log_nb).abs()).exp_())
-        loss = (F.softplus(zero_logit) - at_zero).sum(dtype=torch.float64)
+        loss = Total(logits)
+        loss.add_entries(F.softplus(zero_logit) - at_zero)
 
         rows, columns, x = counts.rows, counts.columns, counts.values
         theta_x = theta[columns]
@@ -46,9 +48,9 @@ class _SoftmaxZinb(torch.autograd.Function):
             - torch.lgamma(theta_x)
             - torch.lgamma(x + 1)
         )
-        loss += (at_zero[rows, columns] - at_count).sum(dtype=torch.float64)
+        loss.add_entries(at_zero[rows, columns] - at_count)
         if not any(ctx.needs_input_grad):
-            return loss.to(logits.dtype)
+            return loss.value(logits.dtype)
 
         # Shares of the two ways to a zero; a count has the second one alone.
         grad_zero = torch.sigmoid(zero_logit)
@@ -64,7 +66,7 @@ class _SoftmaxZinb(torch.autograd.Function):
         grad_log_theta = theta * grad_theta - grad_odds.sum(0)
         grad_logits = grad_odds.addcmul_(log_share.exp_(), grad_odds.sum(1)[:, None], value=-1)
         ctx.save_for_backward(grad_logits, grad_zero, grad_log_theta)
-        return loss.to(logits.dtype)
+        return loss.value(logits.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:

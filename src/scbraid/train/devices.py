@@ -40,6 +40,11 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 where the device has none (MPS)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def has_numba() -> bool:
     """Whether numba is installed, which compiles the loops of `scbraid.nn.compiled`."""
     return importlib.util.find_spec("numba") is not None

@@ -11,13 +11,29 @@ import scipy.stats
 import torch
 from scipy.special import expit, softmax
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from scbraid.methods.glue import objective
 from scbraid.methods.glue.config import GlueConfig
 from scbraid.methods.glue.inputs import GlueInputs, GlueLayer
 from scbraid.methods.glue.network import GlueNetwork, LayerData, encode
 from scbraid.methods.glue.objective import GlueTask
-from scbraid.nn import graph
+from scbraid.nn import graph, kernels, totals
 from scbraid.nn.graph import EdgeBatch, SignedGraph
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuse every float64 tensor, as MPS does."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves((args, kwargs, found)):
+            if isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float64:
+                msg = f"{func} has a float64 tensor"
+                raise TypeError(msg)
+        return found
+
 
 EPS = 1e-7
 SIZES = {"rna": 9, "atac": 14, "met": 6, "adt": 5}
@@ -322,7 +338,8 @@ class Problem:
 def unit_noise(monkeypatch):
     """Replace standard normal noise by 1: u = mean + std, and so on."""
     monkeypatch.setattr(torch, "randn_like", torch.ones_like)
-    monkeypatch.setattr(graph, "standard_normal_like", torch.ones_like)
+    for module in (graph, objective):
+        monkeypatch.setattr(module, "standard_normal_like", torch.ones_like)
 
 
 CASES = {
@@ -364,6 +381,17 @@ def test_every_term_equals_its_equation(unit_noise, case):
     assert found.keys() == expected.keys()
     for name in expected:
         assert found[name] == pytest.approx(expected[name], rel=2e-5, abs=1e-6), name
+
+
+@pytest.mark.parametrize("case", ["two layers", "three likelihoods", "paired with batches"])
+def test_a_training_makes_no_float64_tensor_where_a_device_has_none(monkeypatch, case):
+    monkeypatch.setattr(kernels, "_compiled", lambda: None)
+    monkeypatch.setattr(totals, "widest_float", lambda device: torch.float32)
+    problem = Problem(**CASES[case])
+    problem.network.train()
+    with NoFloat64():
+        for terms in (*problem.task.train_steps(1), *problem.task.validation_steps(1)):
+            assert all(math.isfinite(float(value.detach())) for value in terms.values())
 
 
 def test_graph_term_is_counted_once_a_layer(unit_noise):

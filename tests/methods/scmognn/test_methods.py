@@ -282,7 +282,7 @@ def test_the_start_is_the_answer_where_training_makes_it_worse(matching):
     assert found.details["kept"] == "start"
     # Of all pairs, held out or not.
     mixed = [propagate(scaled(rep, "centre"), 4).mean(0).astype(float) for rep in inputs.reps]
-    maps = canonical_projections((mixed[0][:80], mixed[1][:80]), 6, 1.0)
+    maps = canonical_projections((mixed[0][:80], mixed[1][:80]), 6, config.cca_ridge)
     for part, (weight, offset), vectors in zip(mixed, maps, found.vectors, strict=True):
         expected = part[80:] @ weight + offset
         expected /= np.linalg.norm(expected, axis=1, keepdims=True)

@@ -188,10 +188,15 @@ class EncodersConfig(MethodConfig):
     """Options of two encoders of pairs, and of the answer made of their cosines."""
 
     rna_dim: int | None = option(
-        None, "components of rna; None: twice the root of the pairs, 20 to 256", ge=1
+        None,
+        "components of rna; None: three times the root of the pairs (LSI: twice), 20 to 256",
+        ge=1,
     )
     atac_dim: int | None = option(
-        None, "LSI components of atac; None: twice the root of the pairs, 20 to 512", ge=1
+        None,
+        "LSI components of atac; None: three times the root of the pairs (where rna is seen by its "
+        "LSI: twice), 20 to 512",
+        ge=1,
     )
     hidden_dim: int = option(512, "width of hidden layers, encoder of the first layer", ge=1)
     hidden_depth: int = option(2, "hidden layers, encoder of the first layer", ge=0)
@@ -257,7 +262,9 @@ class MatchingConfig(EncodersConfig):
         "random: as any network",
         choices=("cca", "random"),
     )
-    cca_ridge: float = option(1.0, "cca: ridge on the covariance of standardised columns", gt=0)
+    cca_ridge: float = option(
+        0.3, "cca: added to the covariances, in units of their mean eigenvalue", gt=0
+    )
     lam_prediction: float = option(1.0, "weight of decoding from the other encoder", ge=0)
     lam_reconstruction: float = option(1.0, "weight of decoding from the own encoder", ge=0)
     # Training.
@@ -314,10 +321,27 @@ MATCHING_PRESETS: dict[str, dict[str, Any]] = {
 class JointConfig(MethodConfig):
     """Options of the joint embedding; docs/methods/scmognn.md argues every default."""
 
-    rna_dim: int | None = option(
-        None, "LSI components of rna; None: 64 beside atac, 256 otherwise", ge=1
+    representation: str = option(
+        "svd",
+        "what is propagated: singular vectors of the values of the task (svd), or LSI and CLR "
+        "itself (lsi)",
+        choices=("svd", "lsi"),
     )
-    atac_dim: int = option(512, "LSI components of atac", ge=1)
+    rna_dim: int | None = option(
+        None,
+        "components of rna and adt (lsi: of rna); None: 100 (lsi: 64 beside atac, 256 otherwise)",
+        ge=1,
+    )
+    atac_dim: int | None = option(None, "components of atac; None: 100 (lsi: 512)", ge=1)
+    standardise_cells: bool = option(
+        True, "bring every cell's components of a layer to mean 0 and deviation 1 at first"
+    )
+    scaling: str = option(
+        "centre",
+        "columns before the propagation: mean 0 (centre), deviation 1 as well (unit), or as they "
+        "are (none)",
+        choices=("centre", "unit", "none"),
+    )
     n_propagations: int = option(
         3, "iterations of the propagation, the first is not used; 0: the input itself", ge=0
     )
@@ -366,6 +390,9 @@ class UnsupervisedJointConfig(JointConfig):
 
 JOINT_PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
+        "representation": "lsi",
+        "standardise_cells": False,
+        "scaling": "none",
         "output_relu": True,
         "train_on": "labelled",
         "learning_rate": 1e-4,

@@ -168,9 +168,9 @@ def canonical_projections(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Regularised canonical correlation of paired rows (Vinod 1976).
 
-    Columns are standardised, and `ridge` is added to the diagonals of their covariances; every
-    canonical variable is multiplied by its correlation, so that what the layers do not share has
-    no say in a cosine. Projected rows have length 1 on average.
+    Columns are centred and keep their scale; to the diagonal of each covariance is added `ridge`
+    times its mean eigenvalue. Every canonical variable is multiplied by its correlation, so that
+    what the layers do not share has no say in a cosine. Projected rows have length 1 on average.
 
     Parameters
     ----------
@@ -187,26 +187,29 @@ def canonical_projections(
         By side, weights (k, m) and offset (m,): projected rows are ``x @ weights + offset``.
     """
     means = [part.mean(axis=0) for part in x]
-    spreads = [np.where(part.std(axis=0) > 0, part.std(axis=0), 1.0) for part in x]
-    z = [(part - mean) / s for part, mean, s in zip(x, means, spreads, strict=True)]
-    n = len(z[0])
+    centred = [part - mean for part, mean in zip(x, means, strict=True)]
+    n = len(centred[0])
     # R⁻ᵀ with RᵀR the covariance: whitened rows are z R⁻¹.
-    factors = [np.linalg.cholesky(part.T @ part / n + ridge * np.eye(part.shape[1])) for part in z]
+    factors = [np.linalg.cholesky(_ridged(part.T @ part / n, ridge)) for part in centred]
     white = [
         scipy.linalg.solve_triangular(factor, part.T, lower=True).T
-        for factor, part in zip(factors, z, strict=True)
+        for factor, part in zip(factors, centred, strict=True)
     ]
     U, correlations, Vt = np.linalg.svd(white[0].T @ white[1] / n, full_matrices=False)
     m = min(n_components, len(correlations))
     found = []
-    for factor, directions, part, mean, s in zip(
-        factors, (U, Vt.T), white, means, spreads, strict=True
-    ):
+    for factor, directions, part, mean in zip(factors, (U, Vt.T), white, means, strict=True):
         own = directions[:, :m] * correlations[:m]
         own /= max(np.linalg.norm(part @ own, axis=1).mean(), 1e-12)
-        weights = scipy.linalg.solve_triangular(factor, own, lower=True, trans="T") / s[:, None]
+        weights = scipy.linalg.solve_triangular(factor, own, lower=True, trans="T")
         found.append((weights, -mean @ weights))
     return found
+
+
+def _ridged(covariance: np.ndarray, ridge: float) -> np.ndarray:
+    # Columns of zeros alone leave a covariance of 0, to which any diagonal will do.
+    mean = float(np.trace(covariance)) / len(covariance) or 1.0
+    return covariance + ridge * mean * np.eye(len(covariance))
 
 
 @dataclasses.dataclass

@@ -5,7 +5,8 @@ has its own share of the cells, values are log-normal), and the network of the d
 trained on it for some steps, every measurement in a process of its own::
 
     python benchmarks/scmognn_epoch.py --cells 6000 --genes 2000
-    python benchmarks/scmognn_epoch.py --repeats 1
+    python benchmarks/scmognn_epoch.py --steps 1
+    python benchmarks/scmognn_epoch.py --cells 16500 --peer-python .venv-dance/bin/python
 
 An epoch sees every training cell once. With the whole graph (``sparse``, ``dense``) that is one
 gradient step; with sampled subgraphs (``sampled``) it is one step for every ``--sampled-cells``
@@ -25,6 +26,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ import scipy.sparse as sp
 
 # Rows that are drawn at once.
 _BLOCK = 1_000
+_PEER = Path(__file__).parent / "peers" / "pydance_epoch.py"
 
 
 def simulated(n_cells: int, n_features: int, density: float, seed: int) -> sp.csr_matrix:
@@ -125,11 +128,14 @@ def child(args: argparse.Namespace) -> dict[str, Any]:
 
 def measured(mode: str, dropout: float, args: argparse.Namespace) -> dict[str, Any]:
     """Measurements of one back-end, each in a process of its own, put together."""
-    command = [sys.executable, __file__, "--child", mode, "--dropout", str(dropout)]
-    for name in (
-        "cells", "genes", "density", "targets", "width", "layers", "steps", "sampled_cells",
-        "threads",
-    ):  # fmt: skip
+    shared = ["cells", "genes", "density", "targets", "width", "layers", "steps", "threads"]
+    if mode == "pydance":
+        command = [str(args.peer_python), str(_PEER)]
+    else:
+        command = [sys.executable, __file__, "--child", mode]
+        shared.append("sampled_cells")
+    command += ["--dropout", str(dropout)]
+    for name in shared:
         command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
     runs = []
@@ -163,6 +169,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="gradient steps of a measurement")
     parser.add_argument("--repeats", type=int, default=1, help="measurements of a back-end")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--peer-python", type=Path, help="of an environment with pydance")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--dropout", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -182,7 +189,7 @@ def main() -> None:
     )
     reference = None
     for dropout in args.dropouts:
-        for mode in args.backends:
+        for mode in [*args.backends, *["pydance"] * (args.peer_python is not None)]:
             row = measured(mode, dropout, args)
             reference = reference or row["cpu"][1]
             spread = "/".join(f"{seconds:.1f}" for seconds in row["cpu"])

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from scbraid import plots
 from scbraid.errors import DataError
@@ -180,7 +181,7 @@ def test_errors_are_marks_beside_the_trivial_predictor(make_scores):
         own = own[own["mark"] == "mean"]
         trivial = own.loc[own["method"] == "feature_mean", "value"].item()
         assert any(list(line.get_xdata()) == [trivial, trivial] for line in axes.lines)
-    headings = {text.get_text() for text in drawing.figure.texts}
+    headings = {text.get_text() for text in drawing.figure.findobj(Text)}
     assert any("from adt" in text for text in headings)
 
 

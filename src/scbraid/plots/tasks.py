@@ -131,7 +131,7 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
                 # Errors of good methods differ by a few hundredths of their size.
                 room = _MARGIN * (high - low) or 0.1 * high or 1.0
                 axes.set_xlim(low - room, high + room)
-                axes.xaxis.set_major_locator(MaxNLocator(4))
+                axes.xaxis.set_major_locator(MaxNLocator(4, prune="upper"))
             else:
                 axes.set_xlim(0, high * 1.06 or 1.0)
             axes.set_yticks(np.arange(len(methods)), labels if column == 0 else [""] * len(labels))

@@ -265,6 +265,9 @@ class MatchingConfig(EncodersConfig):
     cca_ridge: float = option(
         0.3, "cca: added to the covariances, in units of their mean eigenvalue", gt=0
     )
+    with_start: bool = option(
+        True, "cca: match by the mean of the encoders' cosines and those of their start"
+    )
     lam_prediction: float = option(1.0, "weight of decoding from the other encoder", ge=0)
     lam_reconstruction: float = option(1.0, "weight of decoding from the own encoder", ge=0)
     # Training.
@@ -276,7 +279,7 @@ class MatchingConfig(EncodersConfig):
     min_steps_per_epoch: int = option(
         10, "an epoch is as many passes over the pairs as have this number of steps", ge=1
     )
-    patience: int = option(20, "epochs without a better validation score before the stop", ge=1)
+    patience: int = option(8, "epochs without a better validation score before the stop", ge=1)
     # The answer.
     within_batches: bool = option(True, "match within batches only, where they are known")
 
@@ -300,6 +303,7 @@ _MATCHING_PAPER: dict[str, Any] = {
     "batch_scheme": "mixed",
     "min_steps_per_epoch": 1,
     "max_epochs": 2_000,
+    "patience": 20,
     "quantile": 0.995,
 }
 

@@ -442,7 +442,8 @@ def make_matching_inputs(
     within_batches
         Whether test cells are to be matched within batches.
     decompose
-        Whether layers other than atac are seen by `decomposition`; otherwise by `representation`.
+        Whether layers other than atac are seen by `decomposition`, and either is fitted on all
+        cells; otherwise by `representation`, fitted on training cells.
 
     Raises
     ------
@@ -482,15 +483,18 @@ def make_matching_inputs(
                 "some; or set within_batches=false"
             )
             raise DataError(msg)
-    fit = np.arange(n_train)
     seen_as = "svd" if decompose else "lsi"
     widths = {name: dims[name] or _width(n_train, name, seen_as) for name in _WIDEST}
-    reps = tuple(
-        decomposition(layer, fit, data.meta, widths["rna"])
-        if decompose and layer.name != "atac"
-        else representation(layer, fit, data.meta, widths)
-        for layer in (first, second)
-    )
+    # Of all cells: those that are not in it have smaller coordinates along weak components, and
+    # what pairs in it teach does not hold for them. The original's LSI is of training cells.
+    reps = []
+    for layer in (first, second):
+        fit = np.arange(layer.n_cells if decompose else n_train)
+        reps.append(
+            decomposition(layer, fit, data.meta, widths["rna"])
+            if decompose and layer.name != "atac"
+            else representation(layer, fit, data.meta, widths)
+        )
     return MatchingInputs(
         (first.name, second.name), (reps[0], reps[1]), n_train, (a, b), batches,
         (first.cells[n_train:], second.cells[n_train:]),

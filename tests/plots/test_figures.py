@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from scbraid import plots
 from scbraid.errors import DataError
@@ -162,6 +163,26 @@ def test_each_task_shows_its_headline(make_scores):
     assert set(table.loc[table["method"] == "liger", "status"]) == {"timeout"}
     with pytest.raises(plots.NothingToDraw, match="of a prediction, matching or joint embedding"):
         plots.task_scores(make_scores())
+
+
+def test_errors_are_marks_beside_the_trivial_predictor(make_scores):
+    methods = [(name, "default", "", "", "") for name in ("scmognn_prediction", "feature_mean")]
+    scores = make_scores(conditions=TASK_CONDITIONS, metrics=TASK_METRICS, methods=methods)
+    drawing = plots.task_scores(scores)
+    panels = [axes for axes in drawing.figure.axes if axes.get_xlabel()]
+    errors = [axes for axes in panels if axes.get_xlabel().startswith("RMSE")]
+    assert len(errors) == 2
+    assert all(axes.get_xlim()[0] > 0 for axes in errors)
+    # A bar that does not begin at 0 would show a length that means nothing.
+    assert not any(axes.patches for axes in errors)
+    assert all(axes.patches and axes.get_xlim()[0] == 0 for axes in panels if axes not in errors)
+    for axes, condition in zip(errors, sorted(TASK_CONDITIONS[:2]), strict=True):
+        own = drawing.table[drawing.table["condition"] == condition]
+        own = own[own["mark"] == "mean"]
+        trivial = own.loc[own["method"] == "feature_mean", "value"].item()
+        assert any(list(line.get_xdata()) == [trivial, trivial] for line in axes.lines)
+    headings = {text.get_text() for text in drawing.figure.findobj(Text)}
+    assert any("from adt" in text for text in headings)
 
 
 def test_summary_of_tasks_without_any_metric_of_an_embedding(make_scores):

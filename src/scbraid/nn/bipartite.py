@@ -86,10 +86,6 @@ class _Structure(nn.Module):
         """Bring values from the order of the matrix to that of the transpose."""
         return values.index_select(0, self.order)
 
-    def turn_back(self, values: Tensor) -> Tensor:
-        """Bring values from the order of the transpose to that of the matrix."""
-        return torch.empty_like(values).index_copy_(0, self.order.long(), values)
-
 
 def _csr(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
     with warnings.catch_warnings():
@@ -102,6 +98,7 @@ class _DroppedProduct(torch.autograd.Function):
     """A @ dense, A a matrix of given structure or its transpose, some entries dropped.
 
     The gradient is Aᵀ @ grad with the same entries dropped; one byte an entry is kept for it.
+    Values are in the order of the matrix in any case, so that all products share them.
     """
 
     @staticmethod
@@ -116,19 +113,21 @@ class _DroppedProduct(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(values, keep)
         ctx.factor, ctx.structure, ctx.turned = factor, structure, turned
-        own = values if keep is None else values * keep * factor
-        return (structure.transposed(own) if turned else structure.csr(own)) @ dense
+        return _oriented(structure, values, keep, factor, turned) @ dense
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         values, keep = ctx.saved_tensors
-        own = values if keep is None else values * keep * ctx.factor
-        structure, grad = ctx.structure, grad_outputs[0].contiguous()
-        if ctx.turned:
-            found = structure.csr(structure.turn_back(own)) @ grad
-        else:
-            found = structure.transposed(structure.turn(own)) @ grad
-        return found, None, None, None, None, None
+        matrix = _oriented(ctx.structure, values, keep, ctx.factor, not ctx.turned)
+        return matrix @ grad_outputs[0].contiguous(), None, None, None, None, None
+
+
+def _oriented(
+    structure: _Structure, values: Tensor, keep: Tensor | None, factor: float, turned: bool
+) -> Tensor:
+    """Return the matrix of what is kept of the values, or its transpose."""
+    own = values if keep is None else (values * keep).mul_(factor)
+    return structure.transposed(structure.turn(own)) if turned else structure.csr(own)
 
 
 class _DenseDroppedProduct(torch.autograd.Function):
@@ -239,10 +238,8 @@ class BipartiteGraph(nn.Module):
         if self.structure is None:
             seed = int(torch.randint(2**31, ())) if dropout else 0
             return _DenseDroppedProduct.apply(dense, self.values, dropout, seed, turned)
-        structure, values = self.structure, self.values
-        if turned:
-            values = structure.turn(values)
-        return _DroppedProduct.apply(dense, values, *_keep(values, dropout), structure, turned)
+        values = self.values
+        return _DroppedProduct.apply(dense, values, *_keep(values, dropout), self.structure, turned)
 
 
 class FeatureGraph(nn.Module):

@@ -312,8 +312,13 @@ def draw_bars(
     methods: pd.DataFrame,
     marks: dict[str, Key],
     chance: float | None,
+    *,
+    bars: bool = True,
 ) -> None:
-    """Draw a bar a method: mean, deviation, and every seed; a line where chance is."""
+    """Draw a bar a method: mean, deviation, and every seed; a line where chance is.
+
+    Without bars, for scales of which 0 is no part, the mean is a mark alone.
+    """
     axes.set_ylim(len(methods) - 0.4, -0.6)
     axes.grid(visible=True, axis="x")
     axes.tick_params(axis="y", length=0)
@@ -330,7 +335,8 @@ def draw_bars(
             axes.text(0.01, at, words, size=SIZE_SMALL, color=MUTED, va="center", style="italic")
             continue
         row, key = summary.loc[method], marks[method]
-        axes.barh(at, row["mean"], height=0.62, color=key.color, alpha=0.35, lw=0, zorder=1)
+        if bars:
+            axes.barh(at, row["mean"], height=0.62, color=key.color, alpha=0.35, lw=0, zorder=1)
         axes.plot([row["mean"]] * 2, [at - 0.31, at + 0.31], color=key.color, lw=1.4, zorder=3)
         if row["n"] > 1:
             ends = [row["mean"] - row["sd"], row["mean"] + row["sd"]]

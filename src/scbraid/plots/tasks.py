@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from scbraid.plots import tidy
 from scbraid.plots.comparison import draw_bars, method_keys, panel_columns, points_and_means
@@ -33,6 +34,12 @@ HEADLINES = {
     "joint": ("joint_mean", "Mean of six metrics (higher is better)"),
 }
 _CHANCE = "matching_chance"
+# The trivial predictor.
+_MEAN = "feature_mean"
+# Methods of these tasks see the pairs of training cells by the task, whatever they declare.
+_TOLD = ("pairing",)
+# Room beside the extreme values of a scale without 0, as a share of their distance.
+_MARGIN = 0.08
 
 
 def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None) -> Drawing:
@@ -72,21 +79,27 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
     methods = tidy.method_rows(runs, order)
     marks = method_keys(tidy.method_rows(table))
     chance = table[(base == _CHANCE) & table["value"].notna()]
+    trivial = means[(means["method_id"] == _MEAN) & (sign < 0)]
     panels = tidy.facets(own)
+    told = [tuple(use for use in uses if use not in _TOLD) for uses in methods["uses"]]
 
     with style():
         n_columns = panel_columns(len(panels))
         width = ONE_COLUMN_MM if n_columns == 1 else TWO_COLUMNS_MM
-        labels = [tidy.marked(row.label, row.uses) for row in methods.itertuples(index=False)]
+        labels = [
+            tidy.marked(label, uses) for label, uses in zip(methods["label"], told, strict=True)
+        ]
         labels = shorten_all(labels, 36.0 if n_columns == 1 else 46.0)
         left = max(text_width(label, SIZE_TEXT) for label in labels) + 3.5
         gap, title_height, foot, row_height = 5.0, HEADING_MM + 2.5, 9.0, 4.4
         panel_width = (width - left - 3 - gap * (n_columns - 1)) / n_columns
         panel_height = max(len(methods), 2) * row_height
         n_rows = math.ceil(len(panels) / n_columns)
-        words = ["Points: seeds. Bar: mean, with one standard deviation."]
+        words = ["Points: seeds. Bar or mark: mean, with one standard deviation."]
         words += ["Dashed line: chance."] * (len(chance) > 0)
-        note = " ".join([*words, tidy.mark_note(methods["uses"])]).strip()
+        words += ["Dashed line: the training mean of every feature."] * (len(trivial) > 0)
+        words += ["Scales of errors do not begin at 0."] * bool((sign < 0).any())
+        note = " ".join([*words, tidy.mark_note(told)]).strip()
         body = n_rows * (title_height + panel_height + foot)
         sheet = Sheet(width, body + paragraph_height(note, width - 4) + 3)
         for at, (dataset, condition, title) in enumerate(panels):
@@ -94,10 +107,15 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
             x = left + column * (panel_width + gap)
             y = row * (title_height + panel_height + foot) + title_height
             room = panel_width + (left - 2 if n_columns == 1 else 0)
-            panel_heading(sheet, 2.0 if n_columns == 1 else x, y - 2.0, title, room)
+            heading = title.replace(condition, in_words(condition))
+            panel_heading(sheet, 2.0 if n_columns == 1 else x, y - 2.0, heading, room)
             axes = sheet.axes(x, y, panel_width, panel_height)
-            expected = tidy.at(chance, dataset, condition)["value"]
             seeds = tidy.at(own, dataset, condition)
+            is_error = condition.startswith("prediction")
+            if is_error:
+                expected = tidy.at(trivial, dataset, condition)["mean"]
+            else:
+                expected = tidy.at(chance, dataset, condition)["value"]
             draw_bars(
                 axes,
                 seeds,
@@ -106,8 +124,16 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
                 methods,
                 marks,
                 float(expected.mean()) if len(expected) else None,
+                bars=not is_error,
             )
-            axes.set_xlim(0, float(seeds["value"].max()) * 1.06 or 1.0)
+            low, high = float(seeds["value"].min()), float(seeds["value"].max())
+            if is_error:
+                # Errors of good methods differ by a few hundredths of their size.
+                room = _MARGIN * (high - low) or 0.1 * high or 1.0
+                axes.set_xlim(low - room, high + room)
+                axes.xaxis.set_major_locator(MaxNLocator(4, prune="upper"))
+            else:
+                axes.set_xlim(0, high * 1.06 or 1.0)
             axes.set_yticks(np.arange(len(methods)), labels if column == 0 else [""] * len(labels))
             _, title = HEADLINES[condition.partition("+")[0].partition("@")[0]]
             axes.set_xlabel("\n".join(wrap(title, panel_width, SIZE_TEXT)))
@@ -117,3 +143,11 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
         found = found.merge(names, on=["dataset", "condition"], how="left")
         found.insert(3, "metric", found.pop("metric"))
         return finish(sheet, found, stem)
+
+
+def in_words(condition: str) -> str:
+    """A condition as the heading of a panel: ``from rna, cells=400``; the task is in the axis."""
+    task, *settings = condition.split("+")
+    words = [part.replace("source=", "from ") for part in settings]
+    # The source first: it is the sub-task.
+    return ", ".join(sorted(words, key=lambda part: not part.startswith("from "))) or task

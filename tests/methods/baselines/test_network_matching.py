@@ -90,7 +90,7 @@ def test_novel_has_the_encoders_of_scmognn_and_nothing_else_of_it():
     lacking = theirs.keys() - ours.keys()
     assert lacking == {
         "n_propagations", "encoder_start", "cca_ridge", "decoder_dim", "lam_prediction",
-        "lam_reconstruction", "within_batches",
+        "lam_reconstruction", "with_start", "within_batches",
     }  # fmt: skip
 
 

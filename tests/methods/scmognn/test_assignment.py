@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
+from scipy.optimize import linear_sum_assignment
 
 from scbraid.errors import DataError
-from scbraid.methods.scmognn.assignment import assign, largest_entries, match_weights, transport
+from scbraid.methods.scmognn.assignment import (
+    _costs,
+    _sparsified,
+    assign,
+    largest_entries,
+    match_weights,
+    transport,
+)
 from scbraid.methods.scmognn.config import MatchingConfig
 from scbraid.methods.scmognn.matching import answer, best_temperature
 
@@ -56,6 +66,33 @@ def test_graph_without_full_matching_is_widened_and_stays_valid():
     found = assign(weights, 0.97)
     assert found.quantile < 0.97
     assert sorted(found.columns) == list(range(120))
+
+
+def test_weights_that_the_sparse_solver_does_not_come_back_from():
+    # Of a real matching: what was kept of 66 x 66 weights, on which SciPy 1.17 ran for ever.
+    with np.load(Path(__file__).parent / "unending_weights.npz") as stored:
+        rows, columns, kept = (stored[name] for name in ("rows", "columns", "weights"))
+    weights = np.full((66, 66), 0.9 * kept.min())
+    weights[rows, columns] = kept
+    found = assign(weights, 0.95)
+    assert sorted(found.columns) == list(range(66))
+    graph = _sparsified(weights, found.quantile)
+    dense = np.where(graph.toarray() > 0, weights, -100.0)
+    best_rows, best_columns = linear_sum_assignment(dense, maximize=True)
+    assert weights[np.arange(66), found.columns].sum() == pytest.approx(
+        weights[best_rows, best_columns].sum(), rel=1e-8
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_costs_are_whole_numbers_in_the_order_of_the_weights(seed):
+    rng = np.random.default_rng(seed)
+    graph = sp.random_array((30, 30), density=0.4, rng=rng, format="csr")
+    costs = _costs(sp.csr_matrix(graph)).data
+    np.testing.assert_array_equal(costs, np.round(costs))
+    assert costs.min() == 1
+    assert costs.max() == 2**32 + 1
+    np.testing.assert_array_equal(np.argsort(costs), np.argsort(-graph.data))
 
 
 def test_ties_everywhere_give_a_permutation():

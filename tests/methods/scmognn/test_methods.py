@@ -282,7 +282,7 @@ def test_the_start_is_the_answer_where_training_makes_it_worse(matching):
     assert found.details["kept"] == "start"
     # Of all pairs, held out or not.
     mixed = [propagate(scaled(rep, "centre"), 4).mean(0).astype(float) for rep in inputs.reps]
-    maps = canonical_projections((mixed[0][:80], mixed[1][:80]), 6, 1.0)
+    maps = canonical_projections((mixed[0][:80], mixed[1][:80]), 6, config.cca_ridge)
     for part, (weight, offset), vectors in zip(mixed, maps, found.vectors, strict=True):
         expected = part[80:] @ weight + offset
         expected /= np.linalg.norm(expected, axis=1, keepdims=True)
@@ -290,6 +290,33 @@ def test_the_start_is_the_answer_where_training_makes_it_worse(matching):
     # Networks from random values have no such start.
     random = dataclasses.replace(config, encoder_start="random")
     assert fit_matching(inputs, random, seed=0, device="cpu").details["kept"] == "trained"
+
+
+def test_vectors_of_an_answer_stand_for_the_mean_of_both_cosines(matching):
+    from scbraid.methods.scmognn.config import MatchingConfig
+    from scbraid.methods.scmognn.inputs import make_matching_inputs
+    from scbraid.methods.scmognn.matching import canonical_projections, fit_matching
+    from scbraid.methods.scmognn.propagation import propagate, scaled
+
+    data, _ = matching()
+    inputs = make_matching_inputs(data, {"rna": 8, "atac": 8}, within_batches=True, decompose=True)
+    quick = {"hidden_dim": 8, "second_hidden_dim": 8, "decoder_dim": 4, "latent_dim": 6}
+    # A contrast of sharper cosines falls for sure, so that what was trained is kept.
+    options = {**quick, "max_epochs": 30, "min_steps_per_epoch": 5, "cca_ridge": 30.0}
+    both = fit_matching(inputs, MatchingConfig(**options), seed=0, device="cpu")
+    assert both.details["kept"] == "both"
+    alone = MatchingConfig(**options, with_start=False)
+    own = fit_matching(inputs, alone, seed=0, device="cpu")
+    assert own.details["kept"] == "trained"
+    # The start of the answer is that of all pairs, held out or not.
+    mixed = [propagate(scaled(rep, "centre"), 4).mean(0).astype(float) for rep in inputs.reps]
+    maps = canonical_projections((mixed[0][:80], mixed[1][:80]), 6, 30.0)
+    linear = [
+        part[80:] @ weight + offset for part, (weight, offset) in zip(mixed, maps, strict=True)
+    ]
+    linear = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in linear]
+    expected = (own.vectors[0] @ own.vectors[1].T + linear[0] @ linear[1].T) / 2
+    np.testing.assert_allclose(both.vectors[0] @ both.vectors[1].T, expected, atol=1e-4)
 
 
 def test_sides_of_unequal_size_give_every_cell_a_candidate(matching, quick_options):

@@ -246,6 +246,36 @@ def test_canonical_projections_are_those_of_the_definition():
     np.testing.assert_allclose(np.linalg.norm(a, axis=1).mean(), 1)
 
 
+def test_the_ridge_of_canonical_projections_is_in_units_of_the_mean_eigenvalue():
+    rng = np.random.default_rng(1)
+    x, y = rng.standard_normal((60, 4)) * [5, 2, 1, 0.1], rng.standard_normal((60, 3))
+    y[:, 0] += x[:, 0]
+    cx, cy = x - x.mean(0), y - y.mean(0)
+    covariances = []
+    for part in (cx, cy):
+        own = part.T @ part / 60
+        covariances.append(own + 0.3 * np.linalg.eigvalsh(own).mean() * np.eye(len(own)))
+    # Directions of the second side solve C_yx C_xx^-1 C_xy b = r^2 C_yy b.
+    cross = cx.T @ cy / 60
+    product = np.linalg.solve(covariances[1], cross.T @ np.linalg.solve(covariances[0], cross))
+    squares, directions = np.linalg.eig(product)
+    first, second = np.real(directions[:, np.argsort(-np.real(squares))[:2]]).T
+    (_, _), (weights, _) = canonical_projections((x, y), 3, 0.3)
+    for expected, own in zip((first, second), weights.T, strict=False):
+        assert abs(expected @ own) / np.linalg.norm(own) == pytest.approx(1)
+    # The scale of a side is its unit, not its weight.
+    for side, other, factor in zip(
+        canonical_projections((x, y), 3, 0.3),
+        canonical_projections((100 * x, y), 3, 0.3),
+        (100, 1),
+        strict=True,
+    ):
+        np.testing.assert_allclose(np.abs(side[0]), np.abs(factor * other[0]), atol=1e-9)
+    # A side without variance is projected to zeros.
+    flat = canonical_projections((np.ones((60, 2)), y), 2, 0.3)[0]
+    np.testing.assert_allclose(np.ones((60, 2)) @ flat[0] + flat[1], 0)
+
+
 def test_encoders_begin_at_the_projections():
     config = MatchingConfig(hidden_dim=8, second_hidden_dim=8, latent_dim=5)
     torch.manual_seed(0)

@@ -104,7 +104,7 @@ def test_matching_is_far_above_chance_and_not_below_canonical_correlation(tmp_pa
     chance = matching_chance(600, inputs.batch[0][900:], inputs.batch[1][900:])
     assert score > 10 * chance
     z = [rep.astype(np.float64) for rep in inputs.reps]
-    maps = canonical_projections((z[0][:900], z[1][:900]), 40, 1.0)
+    maps = canonical_projections((z[0][:900], z[1][:900]), 40, 0.3)
     e = [part[900:] @ weight + offset for part, (weight, offset) in zip(z, maps, strict=True)]
     e = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in e]
     assigned = np.full(600, -1)

@@ -16,7 +16,11 @@ from scbraid.methods.baselines.gene_activity import (
 )
 from scbraid.methods.baselines.glue_matching import GlueMatching, PairedGlueMatching
 from scbraid.methods.baselines.pairing import CcaPairing, RandomPairing
-from scbraid.methods.baselines.perceptrons import SkipPerceptron, TunedPerceptron
+from scbraid.methods.baselines.perceptrons import (
+    NormalisedPerceptron,
+    SkipPerceptron,
+    TunedPerceptron,
+)
 from scbraid.methods.baselines.regression import (
     FeatureMean,
     KernelRidge,
@@ -38,6 +42,7 @@ BASELINES: tuple[type[Method], ...] = (
     KernelRidge,
     SkipPerceptron,
     TunedPerceptron,
+    NormalisedPerceptron,
     RandomPairing,
     CcaPairing,
     ContrastiveMatching,

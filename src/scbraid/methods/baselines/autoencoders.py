@@ -10,12 +10,11 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from scbraid.data.layers import Layer, Layers
+from scbraid.data.layers import Layers
 from scbraid.errors import DataError, NotApplicable
 from scbraid.guidance.graph import Guidance
 from scbraid.methods.base import Method, MethodInfo, MethodResult, Truth
 from scbraid.methods.baselines.concatenation import joint_rows
-from scbraid.methods.baselines.regression import svd_of
 from scbraid.methods.config import MethodConfig, option
 from scbraid.methods.scmognn.config import JointConfig
 from scbraid.methods.scmognn.method import exploration_labels
@@ -81,22 +80,22 @@ class Jae(Method):
 
         options = self.config.as_dict()
         n_components = options.pop("n_components")
-
-        def decomposed(layer: Layer) -> np.ndarray:
-            values = target_values(Layers({layer.name: layer}, meta=data.meta), layer.name)
-            found = svd_of(values, n_components)
-            return (found.U * found.s).astype(np.float32)
-
         inputs = make_joint_inputs(
             data,
-            {},
+            {"rna": n_components, "atac": n_components},
             labels=exploration_labels(truth, self.info.name),
             phases=self.config.lam_cycle > 0,
-            represent=decomposed,
+            decompose=True,
         )
         # scMoGNN took this autoencoder over; without propagation and with the entry's penalty of
         # batches it is what it was.
-        config = JointConfig(**options, n_propagations=0, batch_penalty="uniform")
+        config = JointConfig(
+            **options,
+            n_propagations=0,
+            standardise_cells=False,
+            scaling="none",
+            batch_penalty="uniform",
+        )
         fitted = fit_joint(
             inputs, config, seed=self.seed, device=self.device, training=self.training
         )

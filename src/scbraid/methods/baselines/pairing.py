@@ -139,7 +139,7 @@ class CcaConfig(MethodConfig):
 
     n_components: int = option(50, "singular vectors of each layer", ge=2)
     n_canonical: int = option(30, "canonical variates", ge=1)
-    ridge: float = option(0.1, "added to the covariances, in units of their mean eigenvalue", ge=0)
+    ridge: float = option(0.3, "added to the covariances, in units of their mean eigenvalue", ge=0)
     answer: str = option(
         "hard",
         "a one-to-one assignment, or balanced probabilities of all candidates",

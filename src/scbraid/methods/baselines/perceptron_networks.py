@@ -75,6 +75,33 @@ class EncoderDecoder(nn.Module):
         return self.output(self.decoder(self.encoder(x)))
 
 
+class NormalisedPerceptron(nn.Module):
+    """Two hidden layers of equal width with batch normalisation (Living-Systems-Lab).
+
+    Parameters
+    ----------
+    n_in, n_out
+        Widths of input and output.
+    hidden_dim
+        Width of both hidden layers.
+    dropout
+        Rate after both.
+    """
+
+    def __init__(self, n_in: int, n_out: int, hidden_dim: int, dropout: float) -> None:
+        super().__init__()
+        parts: list[nn.Module] = []
+        for width in (n_in, hidden_dim):
+            linear = nn.Linear(width, hidden_dim)
+            parts += [linear, nn.BatchNorm1d(hidden_dim), nn.ReLU(), nn.Dropout(dropout)]
+        self.hidden = nn.Sequential(*parts)
+        self.output = nn.Linear(hidden_dim, n_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, n_in) to (n, n_out)."""
+        return self.output(self.hidden(x))
+
+
 class RegressionTask:
     """Training of one network on mean square error, as the engine runs it.
 
@@ -202,7 +229,7 @@ class Trainer:
 
     def fit(
         self,
-        make: Callable[[int, int], SkipNetwork | EncoderDecoder],
+        make: Callable[[int, int], SkipNetwork | EncoderDecoder | NormalisedPerceptron],
         rows: tuple[np.ndarray, np.ndarray],
         *,
         learning_rate: float,

@@ -79,6 +79,24 @@ class TunedPerceptronConfig(PerceptronConfig):
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class NormalisedPerceptronConfig(PerceptronConfig):
+    """Options of the perceptron between singular vectors; docs/tasks.md argues the defaults."""
+
+    source_components: int | None = option(
+        50,
+        "singular vectors of the source (proteins are taken as they are); None: the root of the "
+        "training cells, 20 to 100",
+        ge=1,
+    )
+    target_components: int = option(
+        50, "singular vectors that more than 200 targets are predicted in; fewer as they are", ge=1
+    )
+    hidden_dim: int = option(400, "width of both hidden layers", ge=1)
+    dropout: float = option(0.2, "dropout rate after both hidden layers", ge=0, lt=1)
+    learning_rate: float = option(1e-3, "learning rate of AdamW", gt=0)
+
+
 class TrainedRegressor(Regressor):
     """A regressor that trains networks with the common engine."""
 
@@ -230,3 +248,47 @@ class TunedPerceptron(TrainedRegressor):
             if error < best[0]:
                 best = error, values
         return best[1], {"trials": trials}
+
+
+class NormalisedPerceptron(TrainedRegressor):
+    """A perceptron with batch normalisation from singular vectors to singular vectors."""
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="ls_lab_mlp",
+        title="LS lab MLP",
+        summary=(
+            "Perceptron with two hidden layers of 400 and batch normalisation from 50 singular "
+            "vectors of the source to 50 of the target."
+        ),
+        role="baseline",
+        tasks=("prediction",),
+        requires=("torch",),
+        citation=_CITATION.format("Living-Systems-Lab"),
+    )
+    Config = NormalisedPerceptronConfig
+    config: NormalisedPerceptronConfig
+
+    def predict(self, task: Regression) -> tuple[np.ndarray, dict[str, Any]]:
+        """Train one network; random cells are held out."""
+        from scbraid.methods.baselines import perceptron_networks
+
+        config = self.config
+        trainer = perceptron_networks.Trainer(
+            self.coordinates(task, config.source_components), task, config,
+            device=self.device, training=self.training,
+        )  # fmt: skip
+        whole = dataclasses.replace(task, batch=None)
+        (rows,) = hold_out(whole, 1, config.validation_share, self.seed)
+        record, error, values = trainer.fit(
+            partial(
+                perceptron_networks.NormalisedPerceptron,
+                hidden_dim=config.hidden_dim,
+                dropout=config.dropout,
+            ),
+            rows,
+            learning_rate=config.learning_rate,
+            seed=self.seed,
+            stage="network",
+        )
+        self._records.append(record)
+        return values, {"validation_mse": error}

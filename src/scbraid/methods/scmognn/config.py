@@ -188,10 +188,15 @@ class EncodersConfig(MethodConfig):
     """Options of two encoders of pairs, and of the answer made of their cosines."""
 
     rna_dim: int | None = option(
-        None, "components of rna; None: twice the root of the pairs, 20 to 256", ge=1
+        None,
+        "components of rna; None: three times the root of the pairs (LSI: twice), 20 to 256",
+        ge=1,
     )
     atac_dim: int | None = option(
-        None, "LSI components of atac; None: twice the root of the pairs, 20 to 512", ge=1
+        None,
+        "LSI components of atac; None: three times the root of the pairs (where rna is seen by its "
+        "LSI: twice), 20 to 512",
+        ge=1,
     )
     hidden_dim: int = option(512, "width of hidden layers, encoder of the first layer", ge=1)
     hidden_depth: int = option(2, "hidden layers, encoder of the first layer", ge=0)
@@ -257,7 +262,12 @@ class MatchingConfig(EncodersConfig):
         "random: as any network",
         choices=("cca", "random"),
     )
-    cca_ridge: float = option(1.0, "cca: ridge on the covariance of standardised columns", gt=0)
+    cca_ridge: float = option(
+        0.3, "cca: added to the covariances, in units of their mean eigenvalue", gt=0
+    )
+    with_start: bool = option(
+        True, "cca: match by the mean of the encoders' cosines and those of their start"
+    )
     lam_prediction: float = option(1.0, "weight of decoding from the other encoder", ge=0)
     lam_reconstruction: float = option(1.0, "weight of decoding from the own encoder", ge=0)
     # Training.
@@ -269,7 +279,7 @@ class MatchingConfig(EncodersConfig):
     min_steps_per_epoch: int = option(
         10, "an epoch is as many passes over the pairs as have this number of steps", ge=1
     )
-    patience: int = option(20, "epochs without a better validation score before the stop", ge=1)
+    patience: int = option(8, "epochs without a better validation score before the stop", ge=1)
     # The answer.
     within_batches: bool = option(True, "match within batches only, where they are known")
 
@@ -293,6 +303,7 @@ _MATCHING_PAPER: dict[str, Any] = {
     "batch_scheme": "mixed",
     "min_steps_per_epoch": 1,
     "max_epochs": 2_000,
+    "patience": 20,
     "quantile": 0.995,
 }
 
@@ -314,10 +325,27 @@ MATCHING_PRESETS: dict[str, dict[str, Any]] = {
 class JointConfig(MethodConfig):
     """Options of the joint embedding; docs/methods/scmognn.md argues every default."""
 
-    rna_dim: int | None = option(
-        None, "LSI components of rna; None: 64 beside atac, 256 otherwise", ge=1
+    representation: str = option(
+        "svd",
+        "what is propagated: singular vectors of the values of the task (svd), or LSI and CLR "
+        "itself (lsi)",
+        choices=("svd", "lsi"),
     )
-    atac_dim: int = option(512, "LSI components of atac", ge=1)
+    rna_dim: int | None = option(
+        None,
+        "components of rna and adt (lsi: of rna); None: 100 (lsi: 64 beside atac, 256 otherwise)",
+        ge=1,
+    )
+    atac_dim: int | None = option(None, "components of atac; None: 100 (lsi: 512)", ge=1)
+    standardise_cells: bool = option(
+        True, "bring every cell's components of a layer to mean 0 and deviation 1 at first"
+    )
+    scaling: str = option(
+        "centre",
+        "columns before the propagation: mean 0 (centre), deviation 1 as well (unit), or as they "
+        "are (none)",
+        choices=("centre", "unit", "none"),
+    )
     n_propagations: int = option(
         3, "iterations of the propagation, the first is not used; 0: the input itself", ge=0
     )
@@ -366,6 +394,9 @@ class UnsupervisedJointConfig(JointConfig):
 
 JOINT_PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
+        "representation": "lsi",
+        "standardise_cells": False,
+        "scaling": "none",
         "output_relu": True,
         "train_on": "labelled",
         "learning_rate": 1e-4,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -381,13 +380,19 @@ def decomposition(
     return np.asarray(values @ found.Vt.T, np.float32)
 
 
-# Components of the original, for tens of thousands of pairs. With few pairs most of them are noise.
+# Components of the original, for tens of thousands of pairs. With few pairs most of them are noise,
+# sooner for LSI than for singular vectors, of which a ridge in units of their variance keeps the
+# last ones small.
 _WIDEST = {"rna": 256, "atac": 512}
 _NARROWEST = 20
+_PER_ROOT = {"svd": 3, "lsi": 2}
+# Singular vectors of each layer of a joint embedding (JAE).
+_DECOMPOSED = 100
 
 
-def _width(n_train: int, layer: str) -> int:
-    return min(max(round(2 * np.sqrt(n_train)), _NARROWEST), _WIDEST[layer])
+def _width(n_train: int, layer: str, representation: str) -> int:
+    wanted = round(_PER_ROOT[representation] * np.sqrt(n_train))
+    return min(max(wanted, _NARROWEST), _WIDEST[layer])
 
 
 @dataclasses.dataclass
@@ -432,11 +437,13 @@ def make_matching_inputs(
     data
         Two layers, training cells with equal names, test cells with unrelated ones.
     dims
-        LSI components of rna and atac; None for twice the root of the pairs, within a range.
+        Components of rna and atac; None for three times the root of the pairs (twice where rna is
+        seen by its LSI), within a range.
     within_batches
         Whether test cells are to be matched within batches.
     decompose
-        Whether layers other than atac are seen by `decomposition`; otherwise by `representation`.
+        Whether layers other than atac are seen by `decomposition`, and either is fitted on all
+        cells; otherwise by `representation`, fitted on training cells.
 
     Raises
     ------
@@ -476,14 +483,18 @@ def make_matching_inputs(
                 "some; or set within_batches=false"
             )
             raise DataError(msg)
-    fit = np.arange(n_train)
-    widths = {name: dims[name] or _width(n_train, name) for name in _WIDEST}
-    reps = tuple(
-        decomposition(layer, fit, data.meta, widths["rna"])
-        if decompose and layer.name != "atac"
-        else representation(layer, fit, data.meta, widths)
-        for layer in (first, second)
-    )
+    seen_as = "svd" if decompose else "lsi"
+    widths = {name: dims[name] or _width(n_train, name, seen_as) for name in _WIDEST}
+    # Of all cells: those that are not in it have smaller coordinates along weak components, and
+    # what pairs in it teach does not hold for them. The original's LSI is of training cells.
+    reps = []
+    for layer in (first, second):
+        fit = np.arange(layer.n_cells if decompose else n_train)
+        reps.append(
+            decomposition(layer, fit, data.meta, widths["rna"])
+            if decompose and layer.name != "atac"
+            else representation(layer, fit, data.meta, widths)
+        )
     return MatchingInputs(
         (first.name, second.name), (reps[0], reps[1]), n_train, (a, b), batches,
         (first.cells[n_train:], second.cells[n_train:]),
@@ -528,7 +539,7 @@ def make_joint_inputs(
     *,
     labels: Mapping[str, str] | None,
     phases: bool,
-    represent: Callable[[Layer], np.ndarray] | None = None,
+    decompose: bool = False,
 ) -> JointInputs:
     """Bring both layers into one order and compute what the autoencoder sees.
 
@@ -537,13 +548,14 @@ def make_joint_inputs(
     data
         Two layers of the same cells, by name.
     dims
-        LSI components by layer; of rna None for 64 beside atac and 256 otherwise.
+        Components of rna (and, of singular vectors, of adt) and of atac; None for 100, of LSI for
+        64 of rna beside atac and 256 otherwise, 512 of atac.
     labels
         Cell type by cell name, of the cells whose label is shown; None for none at all.
     phases
         Whether phase scores are wanted.
-    represent
-        What the autoencoder sees of a layer, (n_cells, k); by default `representation`.
+    decompose
+        Whether layers are seen by `decomposition`; otherwise by `representation`.
 
     Raises
     ------
@@ -564,12 +576,18 @@ def make_joint_inputs(
     orders = (np.arange(first.n_cells), np.argsort(position))
     second = second.take(position)
     batches, (batch, _) = encode_batches(first, second)
-    if represent is None:
-        rna_dim = dims["rna"] or (64 if "atac" in (first.name, second.name) else 256)
-        widths = {"rna": rna_dim, "atac": int(dims["atac"] or 0)}
-        everything = np.arange(first.n_cells)
-        represent = partial(representation, fit=everything, meta=data.meta, dims=widths)
-    reps = tuple(represent(layer) for layer in (first, second))
+    beside_atac = "atac" in (first.name, second.name)
+    usual = {"rna": 64 if beside_atac else 256, "atac": 512}
+    if decompose:
+        usual = dict.fromkeys(usual, _DECOMPOSED)
+    widths = {name: dims.get(name) or width for name, width in usual.items()}
+    everything = np.arange(first.n_cells)
+    reps = tuple(
+        decomposition(layer, everything, data.meta, widths.get(layer.name, widths["rna"]))
+        if decompose
+        else representation(layer, everything, data.meta, widths)
+        for layer in (first, second)
+    )
     codes, names = np.full(first.n_cells, -1, np.int64), list[str]()
     if labels is not None:
         names = sorted(set(labels.values()))

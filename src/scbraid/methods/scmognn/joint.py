@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from scbraid.methods.scmognn.config import JointConfig
 from scbraid.methods.scmognn.inputs import JointInputs
 from scbraid.methods.scmognn.network import JointAutoencoder, mixture_weights
-from scbraid.methods.scmognn.propagation import propagate, standardised
+from scbraid.methods.scmognn.propagation import propagate, scaled, standardised, standardised_rows
 from scbraid.train.engine import Schedule, TrainingRecord, TrainingRun, pick_device, train
 
 # Of the norm of the batch block (JAE).
@@ -169,9 +169,11 @@ def fit_joint(
     run = TrainingRun() if training is None else training
     where = pick_device(device)
     reps = list(inputs.reps)
+    if config.standardise_cells:
+        reps = [standardised_rows(rep) for rep in reps]
     if config.single_graph:
         reps = [standardised(np.concatenate(reps, axis=1))]
-    propagated = [propagate(rep, config.n_propagations) for rep in reps]
+    propagated = [propagate(scaled(rep, config.scaling), config.n_propagations) for rep in reps]
     states = [torch.from_numpy(part).to(where) for part in propagated]
     n_cells = len(inputs.labels)
     seen = np.arange(n_cells)

@@ -28,6 +28,10 @@ _QUANTILES = (0.995, 0.95)
 _HALVINGS = 6
 
 
+# Unit vectors of cells, by layer.
+_Vectors = tuple[np.ndarray, np.ndarray]
+
+
 class PairBatches:
     """Minibatches of training pairs, of one batch of the experiment each or of all.
 
@@ -168,9 +172,9 @@ def canonical_projections(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Regularised canonical correlation of paired rows (Vinod 1976).
 
-    Columns are standardised, and `ridge` is added to the diagonals of their covariances; every
-    canonical variable is multiplied by its correlation, so that what the layers do not share has
-    no say in a cosine. Projected rows have length 1 on average.
+    Columns are centred and keep their scale; to the diagonal of each covariance is added `ridge`
+    times its mean eigenvalue. Every canonical variable is multiplied by its correlation, so that
+    what the layers do not share has no say in a cosine. Projected rows have length 1 on average.
 
     Parameters
     ----------
@@ -187,26 +191,29 @@ def canonical_projections(
         By side, weights (k, m) and offset (m,): projected rows are ``x @ weights + offset``.
     """
     means = [part.mean(axis=0) for part in x]
-    spreads = [np.where(part.std(axis=0) > 0, part.std(axis=0), 1.0) for part in x]
-    z = [(part - mean) / s for part, mean, s in zip(x, means, spreads, strict=True)]
-    n = len(z[0])
+    centred = [part - mean for part, mean in zip(x, means, strict=True)]
+    n = len(centred[0])
     # R⁻ᵀ with RᵀR the covariance: whitened rows are z R⁻¹.
-    factors = [np.linalg.cholesky(part.T @ part / n + ridge * np.eye(part.shape[1])) for part in z]
+    factors = [np.linalg.cholesky(_ridged(part.T @ part / n, ridge)) for part in centred]
     white = [
         scipy.linalg.solve_triangular(factor, part.T, lower=True).T
-        for factor, part in zip(factors, z, strict=True)
+        for factor, part in zip(factors, centred, strict=True)
     ]
     U, correlations, Vt = np.linalg.svd(white[0].T @ white[1] / n, full_matrices=False)
     m = min(n_components, len(correlations))
     found = []
-    for factor, directions, part, mean, s in zip(
-        factors, (U, Vt.T), white, means, spreads, strict=True
-    ):
+    for factor, directions, part, mean in zip(factors, (U, Vt.T), white, means, strict=True):
         own = directions[:, :m] * correlations[:m]
         own /= max(np.linalg.norm(part @ own, axis=1).mean(), 1e-12)
-        weights = scipy.linalg.solve_triangular(factor, own, lower=True, trans="T") / s[:, None]
+        weights = scipy.linalg.solve_triangular(factor, own, lower=True, trans="T")
         found.append((weights, -mean @ weights))
     return found
+
+
+def _ridged(covariance: np.ndarray, ridge: float) -> np.ndarray:
+    # Columns of zeros alone leave a covariance of 0, to which any diagonal will do.
+    mean = float(np.trace(covariance)) / len(covariance) or 1.0
+    return covariance + ridge * mean * np.eye(len(covariance))
 
 
 @dataclasses.dataclass
@@ -273,8 +280,9 @@ def fit_matching(
     torch.manual_seed(seed)
     dims = (states[0].shape[2], states[1].shape[2])
     network = MatchingNetwork(dims, len(states[0]), config).to(where)
+    maps: list[tuple[np.ndarray, np.ndarray]] = []
     if config.encoder_start == "cca":
-        _start(network, propagated, np.sort(order[n_held:]), config)
+        maps = _start(network, propagated, np.sort(order[n_held:]), config)
     task = MatchingTask(network, (states[0], states[1]), batches, pools, config, seed)
     schedule = Schedule(
         max_epochs=config.max_epochs,
@@ -288,24 +296,35 @@ def fit_matching(
     # With few pairs the networks may have nothing to add. Then the start is the answer, and the
     # pairs that told so need not be held out of it.
     kept = "trained"
-    if config.encoder_start == "cca" and before <= _monitored(task):
-        _start(network, propagated, np.arange(n_train), config)
+    if maps and before <= _monitored(task):
+        maps = _start(network, propagated, np.arange(n_train), config)
         kept = "start"
-    with torch.no_grad():
-        found = [network.encode(k, states[k][:, n_train:])[1].cpu().numpy() for k in range(2)]
-    vectors = (found[0], found[1])
+    elif maps and config.with_start:
+        kept = "both"
+
+    def encoded(rows: np.ndarray, linear: list[tuple[np.ndarray, np.ndarray]]) -> _Vectors:
+        index = torch.from_numpy(rows).to(where)
+        with torch.no_grad():
+            found = [network.encode(k, states[k][:, index])[1].cpu().numpy() for k in range(2)]
+        if kept == "both":
+            found = [
+                _side_by_side(own, part[:, rows].mean(axis=0) @ weights + offset)
+                for own, part, (weights, offset) in zip(found, propagated, linear, strict=True)
+            ]
+        return found[0], found[1]
+
+    everything = maps
+    if kept == "both":
+        everything = _projections(propagated, np.arange(n_train), config)
+    vectors = encoded(np.arange(n_train, states[0].shape[1]), everything)
     scale = float(network.scale)
     groups = [codes[n_train:] for codes in inputs.batch]
     if not config.within_batches:
         groups = [np.zeros_like(codes) for codes in groups]
     temperature = None
     if config.answer == "soft":
-        with torch.no_grad():
-            own = [
-                [network.encode(k, states[k][:, torch.from_numpy(rows).to(where)])[1].cpu().numpy()
-                 for k in range(2)]
-                for rows in pools
-            ]  # fmt: skip
+        # Held out of the start as well, but where the start is all there is.
+        own = [encoded(rows, maps) for rows in pools]
         temperature = best_temperature([part[0] @ part[1].T for part in own], 1 / scale)
     weights, quantiles = answer(vectors, (groups[0], groups[1]), temperature, config)
     names = inputs.batches if config.within_batches else ["all"]
@@ -323,20 +342,33 @@ def fit_matching(
     return FittedMatching(weights, vectors, [record], details)
 
 
+def _projections(
+    propagated: list[np.ndarray], pairs: np.ndarray, config: MatchingConfig
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Canonical correlation of some pairs, each the plain mean of its states."""
+    mixed = [part[:, pairs].mean(axis=0, dtype=np.float64) for part in propagated]
+    return canonical_projections((mixed[0], mixed[1]), config.latent_dim, config.cca_ridge)
+
+
 def _start(
     network: MatchingNetwork,
     propagated: list[np.ndarray],
     pairs: np.ndarray,
     config: MatchingConfig,
-) -> None:
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Set the encoders to the canonical correlation of some pairs, the mixtures to plain means."""
-    mixed = [part[:, pairs].mean(axis=0, dtype=np.float64) for part in propagated]
-    network.start_at(
-        canonical_projections((mixed[0], mixed[1]), config.latent_dim, config.cca_ridge)
-    )
+    found = _projections(propagated, pairs, config)
+    network.start_at(found)
     with torch.no_grad():
         for parameter in network.mixtures.parameters():
             parameter.zero_()
+    return found
+
+
+def _side_by_side(own: np.ndarray, projected: np.ndarray) -> np.ndarray:
+    """Unit vectors whose inner products are the means of those of both."""
+    lengths = np.maximum(np.linalg.norm(projected, axis=1, keepdims=True), 1e-12)
+    return np.concatenate([own, (projected / lengths).astype(np.float32)], 1) / math.sqrt(2)
 
 
 def _monitored(task: MatchingTask) -> float:

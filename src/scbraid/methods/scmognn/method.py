@@ -39,7 +39,7 @@ class ScmognnPrediction(Method):
         ),
         role="subject",
         tasks=("prediction",),
-        uses=frozenset({"pairing", "batch"}),
+        uses=frozenset({"batch"}),
         requires=("torch",),
         citation=_CITATION,
     )
@@ -84,7 +84,7 @@ class ScmognnMatching(Method):
         role="subject",
         tasks=("matching",),
         modalities=_LAYERS,
-        uses=frozenset({"pairing", "batch"}),
+        uses=frozenset({"batch"}),
         requires=("torch",),
         citation=_CITATION,
     )
@@ -153,6 +153,7 @@ class ScmognnJoint(Method):
             {"rna": config.rna_dim, "atac": config.atac_dim},
             labels=self._labels(truth),
             phases=config.lam_cycle > 0,
+            decompose=config.representation == "svd",
         )
         fitted = fit_joint(
             inputs, config, seed=self.seed, device=self.device, training=self.training

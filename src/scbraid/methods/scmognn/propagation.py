@@ -30,6 +30,15 @@ def scaled(W: np.ndarray, scaling: str) -> np.ndarray:
     return centred.astype(np.float32)
 
 
+def standardised_rows(W: np.ndarray) -> np.ndarray:
+    """Rows with mean 0 and deviation 1; zeros where a row is constant."""
+    centred = W - W.mean(axis=1, keepdims=True, dtype=np.float64)
+    spread = centred.std(axis=1, keepdims=True)
+    # A constant row leaves rounding behind.
+    kept = spread > 1e-7 * np.abs(W).max(axis=1, keepdims=True, initial=0.0)
+    return np.divide(centred, spread, out=np.zeros_like(centred), where=kept).astype(np.float32)
+
+
 def propagate(W: np.ndarray, n_iterations: int) -> np.ndarray:
     """States of cells after every iteration but the first.
 

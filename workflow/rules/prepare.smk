@@ -7,7 +7,7 @@ rule prepare:
     log:
         "<results>/logs/prepare/{dataset}/{data_condition}.log",
     wildcard_constraints:
-        data_condition=r"(?!(prediction|imputation)(\+|$))[^/@]+",
+        data_condition=r"(?!(prediction|imputation)([+/]|$))[^/@]+",
     conda:
         "../../envs/data.yaml"
     threads: 1

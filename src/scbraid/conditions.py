@@ -46,7 +46,9 @@ _LIMITS: dict[str, Callable[[Any, Any], bool]] = {
 
 # Tasks whose cells are paired and of which a part is set aside.
 SPLIT_TASKS = ("prediction", "matching", "joint")
-TASKS = ("unpaired", "paired", "hybrid", *SPLIT_TASKS)
+# Tasks that are scored by metrics of their own.
+ANSWER_TASKS = (*SPLIT_TASKS, "imputation")
+TASKS = ("unpaired", "paired", "hybrid", *ANSWER_TASKS)
 # Settings that only tasks with a split have.
 _OF_SPLIT = ("source", "split", "test_share", "n_test", "test_batches", "split_seed")
 
@@ -106,12 +108,14 @@ class DataCondition(_Settings):
 
     what: ClassVar[str] = "data"
 
-    task: Literal["unpaired", "paired", "hybrid", "prediction", "matching", "joint"] = setting(
+    task: Literal[
+        "unpaired", "paired", "hybrid", "prediction", "matching", "joint", "imputation"
+    ] = setting(
         "unpaired",
         "what is asked: an embedding of cells whose partners are not known (unpaired) or known "
         "(paired), one of paired cells beside cells with atac alone (hybrid), one of paired cells "
         "of which a part has labels (joint), the values of a layer (prediction) or the partners "
-        "(matching) of test cells",
+        "(matching) of test cells, or which peaks are open beside those that are seen (imputation)",
         choices=TASKS,
     )
     cells: int | None = setting(None, "cells kept in each layer; all when none", ge=2)
@@ -143,6 +147,10 @@ class DataCondition(_Settings):
         0.3, "hybrid: share of the paired cells whose rna is withheld", ge=0.0, le=1.0
     )
     atac_only_seed: int = setting(0, "hybrid: seed of the choice of those cells", ge=0)
+    hidden_share: float = setting(
+        0.2, "imputation: share of a cell's open peaks that are shown as closed", gt=0.0, lt=1.0
+    )
+    hidden_seed: int = setting(0, "imputation: seed of the choice of those peaks", ge=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,6 +161,8 @@ class DataCondition(_Settings):
             self._reset("atac_only", "atac_only_seed")
         elif self.atac_only == 0:
             self._reset("atac_only_seed")
+        if self.task != "imputation":
+            self._reset("hidden_share", "hidden_seed")
         if self.task not in SPLIT_TASKS:
             self._reset(*_OF_SPLIT)
             return

@@ -24,8 +24,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from scbraid.conditions import (
+    ANSWER_TASKS,
     DEFAULT_PRESET,
-    SPLIT_TASKS,
     Condition,
     MethodSpec,
     number_text,
@@ -385,9 +385,9 @@ class Plan:
     def metrics(self, run: Run) -> list[str] | None:
         """Metrics of a run: None for those of every run, else what studies ask for beside them.
 
-        Tasks with test cells have metrics of their own.
+        Tasks whose answer is no integration have metrics of their own.
         """
-        if run.condition.data.task in SPLIT_TASKS:
+        if run.condition.data.task in ANSWER_TASKS:
             return None
         asked = {
             name

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from scbraid.errors import UnknownNameError
 from scbraid.metrics.registry import METRICS, Metric
@@ -28,6 +29,7 @@ def inputs():
     position = stages + 0.3 * rng.normal(size=n)
     distances = rng.integers(0, 150_000, size=300)
     regressor = rng.normal(size=(n, 8))
+    state = rng.choice(3, (n, 50), p=[0.7, 0.1, 0.2])
     return TaskInputs(
         truth=truth,
         prediction=truth + rng.normal(size=truth.shape),
@@ -42,6 +44,11 @@ def inputs():
         embedding=np.c_[position, 0.1 * rng.normal(size=(n, 2))],
         expression=regressor + rng.normal(size=(n, 8)),
         regressors=[regressor],
+        imputed=rng.random((n, 50)),
+        hidden=sparse.csr_matrix(state == 1),
+        shown=sparse.csr_matrix(state == 2),
+        open_in=(state == 2).sum(axis=0),
+        types=np.array(["a", "b", "c", "d"])[stages],
     )
 
 

@@ -31,8 +31,13 @@ METHODS = [
 ]
 
 
-TASK_METRICS = ["rmse", "matching_probability", "matching_chance", "joint_mean"]
-TASK_CONDITIONS = ("prediction+source=rna", "prediction+source=adt", "matching", "joint")
+TASK_METRICS = [
+    *("rmse", "matching_probability", "matching_chance", "joint_mean", "imputation_auroc_matched"),
+]
+TASK_CONDITIONS = (
+    *("prediction+source=rna", "prediction+source=adt", "matching", "joint"),
+    "imputation+hidden_seed=1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +159,7 @@ def test_each_task_shows_its_headline(make_scores):
         "prediction+source=adt": ["rmse"],
         "matching": ["matching_probability"],
         "joint": ["joint_mean"],
+        "imputation+hidden_seed=1": ["imputation_auroc_matched"],
     }
     own = scores[(scores["condition"] == "matching") & (scores["method"] == "random")]
     expected = own.loc[own["metric"] == "matching_probability", "value"].mean()
@@ -161,7 +167,7 @@ def test_each_task_shows_its_headline(make_scores):
     assert row.loc[row["mark"] == "mean", "value"].item() == pytest.approx(expected)
     # A method whose runs all failed keeps its row.
     assert set(table.loc[table["method"] == "liger", "status"]) == {"timeout"}
-    with pytest.raises(plots.NothingToDraw, match="of a prediction, matching or joint embedding"):
+    with pytest.raises(plots.NothingToDraw, match="of a prediction, matching, joint"):
         plots.task_scores(make_scores())
 
 

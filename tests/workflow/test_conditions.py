@@ -34,6 +34,8 @@ OTHER = {
     "split_seed": 4,
     "atac_only": 0.5,
     "atac_only_seed": 2,
+    "hidden_share": 0.4,
+    "hidden_seed": 3,
     "region": "promoter",
     "promoter_len": 1000,
     "extend_range": 150_000,
@@ -58,6 +60,7 @@ def test_default_condition_is_one_word() -> None:
         "unpaired@corrupt_rate=0.2",
         "unpaired@corrupt_rate=0.2+corrupt_seed=1",
         "hybrid+cells=1500+atac_only=0.5+atac_only_seed=1",
+        "imputation+hidden_share=0.5+hidden_seed=1",
         "paired+use_batch=true+layers=rna-atac@region=promoter+extend_range=150000+decay=power",
     ],
 )

@@ -1,4 +1,4 @@
-"""Prediction, matching and joint embedding as a workflow."""
+"""Prediction, matching, joint embedding and imputation as a workflow."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Snakemake = Callable[..., Any]
 Tiny = Callable[..., Path]
 
 STUDY = {
-    "conditions": ["prediction+source=rna", "matching", "joint"],
-    "methods": ["feature_mean", "random_pairing", "svd_concat"],
+    "conditions": ["prediction+source=rna", "matching", "joint", "imputation"],
+    "methods": ["feature_mean", "random_pairing", "svd_concat", "peak_mean"],
     "seeds": [0],
-    "metrics": ["rmse", "matching_probability", "joint_mean"],
+    "metrics": ["rmse", "matching_probability", "joint_mean", "imputation_auroc"],
     "figures": ["score_summary", "task_scores"],
 }
 
@@ -24,7 +24,8 @@ def test_each_task_gets_its_files_and_its_scores(
 ) -> None:
     path = tiny(STUDY)
     said = snakemake("--cores", "1", "--configfile", str(path))
-    assert said.jobs["prepare_prediction"] == 1
+    # An imputation has a solution, too.
+    assert said.jobs["prepare_prediction"] == 2
     assert said.jobs["prepare"] == 2
     results = tmp_path / "results"
     prepared = results / "prepared" / "tiny"
@@ -34,6 +35,7 @@ def test_each_task_gets_its_files_and_its_scores(
         "prediction+source=rna": both | {"solution.h5ad"},
         "matching": both,
         "joint": both,
+        "imputation": both | {"solution.h5ad"},
     }
     with (results / "scores" / "tiny.tsv").open(encoding="utf-8", newline="") as handle:
         rows = list(csv.DictReader(handle, delimiter="\t"))
@@ -43,6 +45,7 @@ def test_each_task_gets_its_files_and_its_scores(
         ("prediction+source=rna", "feature_mean", "rmse"),
         ("matching", "random_pairing", "matching_probability"),
         ("joint", "svd_concat", "joint_mean"),
+        ("imputation", "peak_mean", "imputation_auroc"),
     }
     others = {row["status"] for row in rows if not row["value"]}
     assert others == {"not_applicable"}

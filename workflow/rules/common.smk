@@ -111,10 +111,10 @@ def prepared_truth(wildcards):
 
 
 def solution_of(wildcards):
-    """Values that predictions are scored against."""
+    """What predictions and imputations are scored against."""
     data = Condition.parse(wildcards.condition).data
-    is_prediction = data.task == "prediction"
-    return [in_prepared(wildcards, data.slug, "solution.h5ad")] if is_prediction else []
+    has_solution = data.task in ("prediction", "imputation")
+    return [in_prepared(wildcards, data.slug, "solution.h5ad")] if has_solution else []
 
 
 def truth_of(wildcards):

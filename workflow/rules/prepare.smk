@@ -7,7 +7,7 @@ rule prepare:
     log:
         "<results>/logs/prepare/{dataset}/{data_condition}.log",
     wildcard_constraints:
-        data_condition=r"(?!prediction(\+|$))[^/@]+",
+        data_condition=r"(?!(prediction|imputation)([+/]|$))[^/@]+",
     conda:
         "../../envs/data.yaml"
     threads: 1
@@ -23,7 +23,8 @@ rule prepare:
         "../../scripts/prepare.py"
 
 
-# A prediction has a file more: the test cells' values, which no method sees.
+# A prediction has a file more: the test cells' values, which no method sees. So has an imputation:
+# the open peaks that it hides.
 rule prepare_prediction:
     input:
         "<results>/data/{dataset}/dataset.h5mu",
@@ -34,7 +35,7 @@ rule prepare_prediction:
     log:
         "<results>/logs/prepare/{dataset}/{data_condition}.log",
     wildcard_constraints:
-        data_condition=r"prediction\+[^/@]+",
+        data_condition=r"(prediction\+[^/@]+|imputation(\+[^/@]+)?)",
     conda:
         "../../envs/data.yaml"
     threads: 1

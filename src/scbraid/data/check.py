@@ -628,8 +628,8 @@ def _check_strand(layer: _Layer, report: _Report) -> None:
         )
 
 
-# Tasks whose training cells have partners, and whose test cells have none.
-_PARTLY_PAIRED = ("prediction", "matching")
+# Tasks whose cells have partners by name, all of them or the training cells alone.
+_PARTLY_PAIRED = ("prediction", "matching", "imputation")
 
 
 def _check_cells(layers: Sequence[_Layer], paired: bool | None) -> list[Finding]:

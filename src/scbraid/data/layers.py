@@ -128,7 +128,7 @@ class Layers:
     paired
         True when equal cell names in two layers mean the same cell, for all cells. False for the
         tasks prediction and matching, where this holds for training cells and others have no
-        partner.
+        partner, and for imputation, where cells may have one layer alone.
     meta
         What the file's ``uns["scbraid"]`` states (task, genome, likelihoods, ...).
     """

@@ -1,4 +1,4 @@
-"""Scores of the answers to the tasks prediction, matching and joint embedding (docs/tasks.md)."""
+"""Scores of predictions, matchings, joint embeddings and imputations (docs/tasks.md)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from scbraid.conditions import SPLIT_TASKS
-from scbraid.data.layers import read_frame, read_matrix
+from scbraid.conditions import ANSWER_TASKS
+from scbraid.data.layers import Layers, read_frame, read_matrix
 from scbraid.errors import ContractError, DataError, UnknownNameError
 from scbraid.evaluate.matching import match
 from scbraid.evaluate.readers import JOINT, Embedding, open_hdf5, read_embedding, read_truth
@@ -25,6 +25,7 @@ from scbraid.metrics.tasks.derived import (
     joint_scores,
 )
 from scbraid.metrics.tasks.matching import matching_chance, row_stochastic
+from scbraid.prepare.imputation import HIDDEN, IMPUTED_LAYER, SHOWN
 from scbraid.registry import near_miss
 
 PREDICTION_FILE = "prediction.h5ad"
@@ -40,9 +41,9 @@ _JOINT_DERIVED = ("joint_mean", "joint_weighted")
 
 
 def answer_metrics(task: str) -> dict[str, Metric]:
-    """Metrics that a run of a task with a split is scored by, by name and in order."""
-    if task == "prediction":
-        chosen = [name for name in TASK_METRICS if TASK_METRICS[name].needs == ("prediction",)]
+    """Metrics that a run of a task with metrics of its own is scored by, by name and in order."""
+    if task in ("prediction", "imputation"):
+        chosen = [name for name in TASK_METRICS if task in TASK_METRICS[name].needs]
         return {name: TASK_METRICS[name] for name in chosen}
     if task == "matching":
         found = {name: TASK_METRICS[name] for name in _MATCHING}
@@ -53,11 +54,11 @@ def answer_metrics(task: str) -> dict[str, Metric]:
 
 def all_answer_metrics() -> dict[str, Metric]:
     """Metrics of all these tasks."""
-    return {name: one for task in SPLIT_TASKS for name, one in answer_metrics(task).items()}
+    return {name: one for task in ANSWER_TASKS for name, one in answer_metrics(task).items()}
 
 
 def task_of_truth(path: str | Path) -> str | None:
-    """Task that a truth table is of, where its cells are split; None for others."""
+    """Task that a truth table is of, where it has metrics of its own; None for others."""
     path = Path(path)
     if path.suffix != ".parquet" or not path.is_file():
         return None
@@ -86,15 +87,15 @@ def score_answer(
     Parameters
     ----------
     task
-        ``prediction``, ``matching`` or ``joint``.
+        ``prediction``, ``matching``, ``joint`` or ``imputation``.
     run_dir
         Folder of a run that ended well.
     truth_path
         truth.parquet of the condition.
     input_path
-        input.h5mu, for the conservation of the cell cycle.
+        input.h5mu, for the conservation of the cell cycle, and the frequencies of peaks.
     solution_path
-        solution.h5ad, for a prediction; beside the truth by default.
+        solution.h5ad, for a prediction or an imputation; beside the truth by default.
     seed
         Of clusterings.
 
@@ -105,22 +106,61 @@ def score_answer(
     DataError
         When a file is absent or cannot be read.
     """
+    solution = Path(solution_path or Path(truth_path).with_name("solution.h5ad"))
     if task == "prediction":
-        solution = solution_path or Path(truth_path).with_name("solution.h5ad")
-        return _score_prediction(run_dir / PREDICTION_FILE, Path(solution))
+        return _score_prediction(run_dir / PREDICTION_FILE, solution)
+    if task == "imputation":
+        return _score_imputation(run_dir / PREDICTION_FILE, solution, Path(truth_path), input_path)
     if task == "matching":
         return _score_matching(run_dir / MATCHING_FILE, Path(truth_path))
     return _score_joint(run_dir / EMBEDDING_FILE, Path(truth_path), input_path, seed)
 
 
 def _score_prediction(path: Path, solution: Path) -> list[Score]:
+    prediction, truth, *_ = _beside_solution(path, solution)
+    inputs = TaskInputs(truth=truth, prediction=prediction)
+    return score_tasks(inputs, list(answer_metrics("prediction")))
+
+
+def _score_imputation(
+    path: Path, solution: Path, truth_path: Path, input_path: str | Path | None
+) -> list[Score]:
+    imputed, entries, cells, features = _beside_solution(path, solution)
+    entries = sp.csr_matrix(entries)
+    table = pd.read_parquet(truth_path)
+    table = table[table["modality"] == IMPUTED_LAYER].set_index("cell")
+    if not cells.isin(table.index).all():
+        msg = f"{truth_path} lacks cells of {solution}; give the truth that was written with it"
+        raise ContractError(msg)
+    table = table.loc[cells]
+    types = table["cell_type"].where(table["scored"]).fillna("").to_numpy(dtype=str)
+    open_in = None
+    if input_path is not None:
+        layer = Layers.read(input_path, reps=(), backed=False)[IMPUTED_LAYER]
+        columns = layer.features.index.get_indexer(features)
+        if (columns < 0).any():
+            msg = f"{input_path} lacks features of {solution}; give the input that it belongs to"
+            raise ContractError(msg)
+        open_in = sp.csr_matrix(layer.counts).getnnz(axis=0)[columns]
+    inputs = TaskInputs(
+        imputed=imputed if isinstance(imputed, np.ndarray) else imputed.toarray(),
+        hidden=entries == HIDDEN,
+        shown=entries == SHOWN,
+        open_in=open_in,
+        types=types if (types != "").any() else None,
+    )
+    return score_tasks(inputs, list(answer_metrics("imputation")))
+
+
+def _beside_solution(
+    path: Path, solution: Path
+) -> tuple[np.ndarray | sp.csr_matrix, np.ndarray | sp.csr_matrix, pd.Index, pd.Index]:
+    """Answered values in the order of the solution, the solution's own, its cells and features."""
     cells, features, values = _read_values(path)
     true_cells, true_features, truth = _read_values(solution)
     rows = _order(cells, true_cells, f"{path}: cells", str(solution))
     columns = _order(features, true_features, f"{path}: features", str(solution))
-    prediction = values[rows][:, columns]
-    inputs = TaskInputs(truth=truth, prediction=prediction)
-    return score_tasks(inputs, list(answer_metrics("prediction")))
+    return values[rows][:, columns], truth, true_cells, true_features
 
 
 def _read_values(path: Path) -> tuple[pd.Index, pd.Index, np.ndarray | sp.csr_matrix]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from scbraid.conditions import SPLIT_TASKS
+from scbraid.conditions import ANSWER_TASKS
 from scbraid.errors import DataError
 from scbraid.evaluate.answers import all_answer_metrics
 from scbraid.evaluate.step import IDENTITY, SCORE_COLUMNS
@@ -84,7 +84,7 @@ def collect(
         raise DataError(msg)
     # What aggregates are made of belongs to integrated layers: other tasks have means of their own.
     task = scores["condition"].astype(str).str.extract(r"^([a-z]+)", expand=False)
-    integrated = scores[~task.isin(SPLIT_TASKS)]
+    integrated = scores[~task.isin(ANSWER_TASKS)]
     minmax = minmax_table(integrated, study) if minmax_in is None else read_minmax(minmax_in)
     table = scores
     if len(integrated):

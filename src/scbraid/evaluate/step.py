@@ -37,8 +37,8 @@ def evaluate(
 ) -> pd.DataFrame:
     """Score what a run answered, an embedding as a rule, against the truth.
 
-    The truth states the task where it is prediction, matching or joint embedding; its own metrics
-    are then computed (:func:`scbraid.evaluate.answers.answer_metrics`).
+    The truth states the task where it is prediction, matching, joint embedding or imputation; its
+    own metrics are then computed (:func:`scbraid.evaluate.answers.answer_metrics`).
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def evaluate(
     reference_run
         Folder of the run that the feature consistency compares with.
     solution_path
-        solution.h5ad of a prediction; beside the truth by default.
+        solution.h5ad of a prediction or an imputation; beside the truth by default.
     seed
         Of clusterings and draws.
 

@@ -115,18 +115,20 @@ class Truth:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
-    """Predicted values of a layer for the cells that the input lacks there.
+    """Values of a layer: predicted for cells that the input lacks there, or imputed.
 
     Attributes
     ----------
     layer
-        The predicted layer, ``data.meta["target"]``.
+        The predicted layer, ``data.meta["target"]``; ``atac`` of an imputation.
     cells
-        Names of the test cells in the source layer, (n_test,), in any order.
+        Names of the test cells in the source layer, or of the cells whose values are asked
+        (`scbraid.prepare.asked_entries`), (n_asked,), in any order.
     features
-        Names of the layer's features, (n_features,), in any order.
+        Names of the layer's features, of an imputation the asked ones, (n_features,), in any order.
     values
-        float32 (n_test, n_features), in the space of `scbraid.prepare.target_values`.
+        float32 (n_asked, n_features): in the space of `scbraid.prepare.target_values`, or higher
+        for peaks that are likelier open.
     """
 
     layer: str
@@ -166,7 +168,7 @@ class MethodResult:
     ----------
     embeddings
         By layer name, float array of shape (n_cells, k), rows in the layer's cell order; empty
-        for the tasks prediction and matching.
+        for the tasks prediction, matching and imputation.
     features
         By layer name, (feature names, float array (n_features, k)); empty when there are none.
     history
@@ -174,7 +176,8 @@ class MethodResult:
     details
         Numbers worth keeping in the status: epochs, clusters, schedule.
     prediction, matching
-        The answer to the task of that name; None for the others.
+        The answer to the task of that name, the former to an imputation as well; None for the
+        others.
     """
 
     embeddings: dict[str, np.ndarray]
@@ -187,9 +190,9 @@ class MethodResult:
     def check(self, data: Layers, method: str) -> None:
         """Refuse an answer that is not one to the task of the input.
 
-        Embeddings must have every layer and cell, one width, and finite values; a prediction every
-        test cell and feature, finite; a matching every test cell of both layers, and finite weights
-        of 0 or more.
+        Embeddings must have every layer and cell, one width, and finite values; a prediction or an
+        imputation every asked cell and feature, finite; a matching every test cell of both layers,
+        and finite weights of 0 or more.
 
         Raises
         ------
@@ -199,6 +202,8 @@ class MethodResult:
         task = task_of(data)
         if task == "prediction":
             _check_prediction(self.prediction, data, method)
+        elif task == "imputation":
+            _check_imputation(self.prediction, data, method)
         elif task == "matching":
             _check_matching(self.matching, data, method)
         else:
@@ -242,18 +247,40 @@ def _check_prediction(found: Prediction | None, data: Layers, method: str) -> No
         msg = f"method {method!r} returned no prediction, which the task asks for"
         raise ContractError(msg)
     source, target = data.meta["source"], data.meta["target"]
-    if found.layer != target:
-        msg = f"method {method!r} predicted layer {found.layer!r}; expected {target!r}"
-        raise ContractError(msg)
-    expected = held_out_cells(data)[source]
-    _check_names(found.cells, expected, f"method {method!r} predicted cells", "test cells")
     features = data[target].features.index.to_numpy(dtype=str)
+    _check_values(found, target, held_out_cells(data)[source], features, "test", method)
+
+
+def _check_imputation(found: Prediction | None, data: Layers, method: str) -> None:
+    if found is None:
+        msg = f"method {method!r} returned no imputed values, which the task asks for"
+        raise ContractError(msg)
+    from scbraid.prepare.imputation import IMPUTED_LAYER, asked_entries
+
+    rows, columns = asked_entries(data)
+    layer = data[IMPUTED_LAYER]
+    features = layer.features.index.to_numpy(dtype=str)[columns]
+    _check_values(found, IMPUTED_LAYER, layer.cells[rows], features, "asked", method)
+
+
+def _check_values(
+    found: Prediction,
+    layer: str,
+    cells: np.ndarray,
+    features: np.ndarray,
+    what: str,
+    method: str,
+) -> None:
+    if found.layer != layer:
+        msg = f"method {method!r} predicted layer {found.layer!r}; expected {layer!r}"
+        raise ContractError(msg)
+    _check_names(found.cells, cells, f"method {method!r} predicted cells", f"{what} cells")
     _check_names(found.features, features, f"method {method!r} predicted features", "features")
-    shape = (len(expected), len(features))
+    shape = (len(cells), len(features))
     if found.values.shape != shape:
         msg = (
             f"method {method!r} returned a prediction of shape {found.values.shape}; expected "
-            f"{shape}, test cells by features of {target!r}"
+            f"{shape}, {what} cells by features of {layer!r}"
         )
         raise ContractError(msg)
     n_bad = int((~np.isfinite(found.values)).sum())

@@ -76,14 +76,16 @@ _KINDS = (
     ),
     FigureKind(
         "task_scores",
-        "Prediction, matching, joint embedding",
+        "Prediction, matching, joint embedding, imputation",
         "The headline score of every sub-task: RMSE of a prediction over all test cells and "
         "targets (lower is better), the mean probability that a matching gives to the true "
         "partner (dashed: chance within batches), the plain mean of the metrics of a joint "
-        "embedding that apply to the data. Points are seeds, the bar ends at their mean, the thin "
-        "line spans one standard deviation either way. Scales differ between panels: targets of "
-        "two data sets, and numbers of candidates, have nothing in common. † marks methods that "
-        "see cell-type labels (of the exploration part), ‡ those that see which cells are pairs.",
+        "embedding that apply to the data, the chance that an imputation ranks a hidden open peak "
+        "above a closed one of its cell that is as frequent. Points are seeds, the bar ends at "
+        "their mean, the thin line spans one standard deviation either way. Scales differ between "
+        "panels: targets of two data sets, and numbers of candidates, have nothing in common. † "
+        "marks methods that see cell-type labels (of the exploration part), ‡ those that see which "
+        "cells are pairs.",
         ("scores",),
     ),
     FigureKind(

@@ -1,4 +1,4 @@
-"""The headline score of each prediction, matching or joint embedding: seeds, mean, chance."""
+"""The headline score of each task with metrics of its own: seeds, mean, chance."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ HEADLINES = {
     "prediction": ("rmse", "RMSE (lower is better)"),
     "matching": ("matching_probability", "Matching probability (higher is better)"),
     "joint": ("joint_mean", "Mean of six metrics (higher is better)"),
+    "imputation": (
+        "imputation_auroc_matched",
+        "AUROC of hidden peaks at equal frequency (higher is better)",
+    ),
 }
 _CHANCE = "matching_chance"
 # The trivial predictor.
@@ -48,7 +52,7 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
     Parameters
     ----------
     scores
-        Long table of a study of the tasks prediction, matching or joint embedding.
+        Long table of a study of the tasks prediction, matching, joint embedding or imputation.
     stem
         Where to write pdf, png and tsv; nothing is written when None.
 
@@ -69,7 +73,7 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
     headline = task.map({name: metric for name, (metric, _) in HEADLINES.items()})
     base = table["metric"].str.partition("@")[0]
     own = table[(base == headline) & table["value"].notna()]
-    check_not_empty(own, "the table of scores of a prediction, matching or joint embedding")
+    check_not_empty(own, "the scores of a prediction, matching, joint embedding or imputation")
     runs = tidy.runs_of_scores(table).merge(own[["dataset", "condition"]].drop_duplicates())
     means = tidy.spread(own, tidy.ROW)
     sign = np.where(means["condition"].str.startswith("prediction"), -1.0, 1.0)
@@ -91,8 +95,12 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
         ]
         labels = shorten_all(labels, 36.0 if n_columns == 1 else 46.0)
         left = max(text_width(label, SIZE_TEXT) for label in labels) + 3.5
-        gap, title_height, foot, row_height = 5.0, HEADING_MM + 2.5, 9.0, 4.4
+        gap, title_height, row_height = 5.0, HEADING_MM + 2.5, 4.4
         panel_width = (width - left - 3 - gap * (n_columns - 1)) / n_columns
+        words_below = {
+            task: wrap(words, panel_width, SIZE_TEXT) for task, (_, words) in HEADLINES.items()
+        }
+        foot = 6.0 + 3.0 * max(len(words_below[_task_of(panel[1])]) for panel in panels)
         panel_height = max(len(methods), 2) * row_height
         n_rows = math.ceil(len(panels) / n_columns)
         words = ["Points: seeds. Bar or mark: mean, with one standard deviation."]
@@ -135,8 +143,7 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
             else:
                 axes.set_xlim(0, high * 1.06 or 1.0)
             axes.set_yticks(np.arange(len(methods)), labels if column == 0 else [""] * len(labels))
-            _, title = HEADLINES[condition.partition("+")[0].partition("@")[0]]
-            axes.set_xlabel("\n".join(wrap(title, panel_width, SIZE_TEXT)))
+            axes.set_xlabel("\n".join(words_below[_task_of(condition)]))
         sheet.paragraph(2.0, body + 0.5, note, width - 4)
         found = points_and_means(own, means, runs, methods)
         names = own.drop_duplicates(["dataset", "condition"])[["dataset", "condition", "metric"]]
@@ -151,3 +158,7 @@ def in_words(condition: str) -> str:
     words = [part.replace("source=", "from ") for part in settings]
     # The source first: it is the sub-task.
     return ", ".join(sorted(words, key=lambda part: not part.startswith("from "))) or task
+
+
+def _task_of(condition: str) -> str:
+    return condition.partition("+")[0].partition("@")[0]

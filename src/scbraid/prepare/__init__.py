@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from scbraid.prepare.features import highly_variable, most_variable
 from scbraid.prepare.h5mu import write_h5mu
+from scbraid.prepare.imputation import asked_entries, hide_entries
 from scbraid.prepare.quality import Thresholds, check_cells, detected_features
 from scbraid.prepare.spaces import LSI_FORMS, Pca, lsi, pca
 from scbraid.prepare.svd import Svd, truncated_svd
@@ -23,9 +24,11 @@ __all__ = [
     "Scaled",
     "Svd",
     "Thresholds",
+    "asked_entries",
     "check_cells",
     "clr",
     "detected_features",
+    "hide_entries",
     "highly_variable",
     "log1p",
     "lsi",

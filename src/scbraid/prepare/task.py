@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from scbraid.conditions import SPLIT_TASKS, DataCondition
+from scbraid.conditions import ANSWER_TASKS, SPLIT_TASKS, DataCondition
 from scbraid.data.backed import (
     BackedArray,
     BackedMatrix,
@@ -35,6 +35,7 @@ from scbraid.files import atomic_path
 from scbraid.prepare import spaces
 from scbraid.prepare.features import highly_variable, most_variable
 from scbraid.prepare.h5mu import write_h5ad, write_h5mu
+from scbraid.prepare.imputation import HIDDEN, SHOWN, asked_of, hide_entries
 from scbraid.prepare.quality import Thresholds, check_cells, detected_features
 from scbraid.prepare.split import TEST, TRAIN, choose_test_cells, split_words
 from scbraid.prepare.streamed import MappedRows
@@ -126,7 +127,8 @@ class Prepared:
     layers
         Summary by layer.
     solution_path
-        The test cells' values of the target layer, of a prediction; else None.
+        The test cells' values of the target layer, of a prediction; which of the asked peaks were
+        hidden and which are shown, of an imputation; else None.
     """
 
     input_path: Path
@@ -207,6 +209,8 @@ def prepare(
     split_seed: int = _DEFAULT.split_seed,
     atac_only: float = _DEFAULT.atac_only,
     atac_only_seed: int = _DEFAULT.atac_only_seed,
+    hidden_share: float = _DEFAULT.hidden_share,
+    hidden_seed: int = _DEFAULT.hidden_seed,
     seed: int = 0,
     clip: Clip = "upper",
     quality: Mapping[str, Thresholds] | None = None,
@@ -232,10 +236,10 @@ def prepare(
     name
         Name of the data set, recorded in the input.
     task
-        ``unpaired``, ``paired``, ``hybrid``, ``prediction``, ``matching`` or ``joint``. A hybrid
-        has paired cells beside cells with atac alone, which are those that the data set has and a
-        drawn part of the others; labels of cells with both layers are then not scored.
-        docs/tasks.md describes the last three.
+        ``unpaired``, ``paired``, ``hybrid``, ``prediction``, ``matching``, ``joint`` or
+        ``imputation``. A hybrid has paired cells beside cells with atac alone, which are those that
+        the data set has and a drawn part of the others; labels of cells with both layers are then
+        not scored. docs/tasks.md describes the last four.
     cells
         Cells kept in each layer, all when None; a layer with fewer keeps all of its own. A paired
         data set keeps pairs, also for an unpaired task. With the same seed, the cells of a smaller
@@ -259,6 +263,9 @@ def prepare(
         `scbraid.prepare.split.choose_test_cells`.
     atac_only, atac_only_seed
         Of a hybrid: share of the paired cells whose rna is withheld, and seed of their choice.
+    hidden_share, hidden_seed
+        Of an imputation: share of the open peaks of every cell that are shown as closed, and seed
+        of their choice.
     seed
         Of the new order of the cells and of the solvers. The order depends on the original cell
         names as well, which the input does not hold, so that the seed alone does not undo it.
@@ -272,7 +279,7 @@ def prepare(
         the last digits of the representations is the same, except LSI of more than 4,096 peaks,
         which is then found by iteration (docs/scale.md).
     solution_path
-        Of a prediction: where the test cells' values of the target layer are written;
+        Of a prediction or an imputation: where what it is scored against is written;
         ``solution.h5ad`` beside the truth by default.
 
     Returns
@@ -307,13 +314,17 @@ def prepare(
         split_seed=split_seed,
         atac_only=atac_only,
         atac_only_seed=atac_only_seed,
+        hidden_share=hidden_share,
+        hidden_seed=hidden_seed,
     )
     hybrid = condition.task == "hybrid"
     if clip not in CLIPS:
         raise UnknownNameError(near_miss(str(clip), CLIPS, "clip"))
     path = Path(dataset_path)
     parts, paired, meta = _read(path, condition.layers, backed)
-    if condition.task != "unpaired" and not paired:
+    # Imputation of one layer asks for no pairs.
+    alone = condition.task == "imputation" and len(parts) == 1
+    if condition.task != "unpaired" and not paired and not alone:
         msg = (
             f"{path}: data set {name!r} is not paired; expected task 'unpaired', got "
             f"{condition.task!r}"
@@ -329,6 +340,7 @@ def prepare(
     if hybrid:
         _withhold(parts, condition, path)
     withheld = _split(parts, condition, path)
+    hidden = _hide(parts, condition, path)
     for part in parts:
         _filter_features(part, path)
     _keep_batches(parts, path, use_batch=condition.use_batch, needed=condition.task != "matching")
@@ -360,13 +372,16 @@ def prepare(
                 "prepare": {**settings, "clip": clip},
             },
         )
-        told = condition.task if condition.task in SPLIT_TASKS else None
+        told = condition.task if condition.task in ANSWER_TASKS else None
         _write_truth(truth_path, parts, summaries, told)
         write_h5mu(input_path, visible)
     solution = None
     if target is not None and withheld is not None:
         solution = Path(solution_path or Path(truth_path).with_name(SOLUTION_FILE))
         _write_solution(solution, target, withheld, parts)
+    if hidden is not None:
+        solution = Path(solution_path or Path(truth_path).with_name(SOLUTION_FILE))
+        _write_hidden(solution, hidden, parts)
     for layer, summary in summaries.items():
         logger.info("%s, %s: %s", name, layer, summary)
     return Prepared(Path(input_path), Path(truth_path), summaries, solution)
@@ -397,6 +412,9 @@ def _check_layers(parts: list[_Part], condition: DataCondition, path: Path) -> N
         raise ConfigError(msg)
     if condition.task == "prediction" and condition.source not in names:
         raise UnknownNameError(near_miss(str(condition.source), names, f"layer of {path}"))
+    if condition.task == "imputation" and not any(p.name == "atac" and p.has_counts for p in parts):
+        msg = f"{path}: task imputation needs counts of atac; found {', '.join(names)}"
+        raise ConfigError(msg)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -471,6 +489,52 @@ def _write_solution(path: Path, target: _Part, withheld: _Withheld, parts: list[
     counts = take_columns(take_rows(withheld.counts, rows), columns)
     values = to_target(counts, target_transform(target.name, target.kind), target.target_total)
     write_h5ad(path, values, source.layer.cells[source.test], names)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Hidden:
+    """Open peaks that the input shows as closed."""
+
+    entries: sp.csr_matrix
+    origin: np.ndarray
+    features: pd.Index
+
+
+def _hide(parts: list[_Part], condition: DataCondition, path: Path) -> _Hidden | None:
+    """Take a share of every cell's open peaks out of atac."""
+    if condition.task != "imputation":
+        return None
+    part = next(part for part in parts if part.name == "atac")
+    if isinstance(part.layer.counts, BackedMatrix):
+        msg = (
+            f"{path}: counts of layer 'atac' stay on disk, where no entries can be hidden; choose "
+            "fewer cells, or prepare with backed=False"
+        )
+        raise ConfigError(msg)
+    shown, entries = hide_entries(part.layer.counts, condition.hidden_share, condition.hidden_seed)
+    if not entries.nnz:
+        msg = (
+            f"{path}: hidden_share={condition.hidden_share:g} hides no open peak of layer 'atac'; "
+            "raise it"
+        )
+        raise ConfigError(msg)
+    hidden = _Hidden(entries, part.origin, part.layer.features.index)
+    part.layer = dataclasses.replace(part.layer, counts=shown)
+    return hidden
+
+
+def _write_hidden(path: Path, hidden: _Hidden, parts: list[_Part]) -> None:
+    """Write what became of the asked entries: hidden, shown, or closed (not stored)."""
+    part = next(part for part in parts if part.name == "atac")
+    names = part.layer.features.index
+    cells, features = asked_of(part.layer.n_cells, part.layer.n_features)
+    rows = pd.Index(hidden.origin).get_indexer(part.origin[cells])
+    columns = hidden.features.get_indexer(names[features])
+    counts = cast("sp.csr_matrix", part.layer.counts)  # `_hide` refused counts on disk
+    shown = counts[cells][:, features].astype(bool)
+    lost = hidden.entries[rows][:, columns]
+    values = sp.csr_matrix(shown.astype(np.float32) * SHOWN + lost.astype(np.float32) * HIDDEN)
+    write_h5ad(path, values, part.layer.cells[cells], names[features])
 
 
 @contextlib.contextmanager
@@ -955,7 +1019,8 @@ def _write_truth(
 ) -> None:
     """Write one row a cell; what was removed stands in the metadata of the table, as JSON.
 
-    With a task, the truth says so in its metadata and which part (``split``) each cell is of.
+    With a task, the truth says so in its metadata and, where cells are split, which part
+    (``split``) each cell is of.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -978,7 +1043,7 @@ def _write_truth(
     }.items():
         if any(name in part.obs for part in parts):
             columns[name] = (partial(_values, name=name, read=read), kind)
-    if task is not None:
+    if task in SPLIT_TASKS:
         columns["split"] = (partial(_part_of_split, task=task), pa.string())
     # Not into the input: whether a layer lost cells because of another tells that cells have pairs.
     record = {layer: dataclasses.asdict(summary) for layer, summary in summaries.items()}

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse as sp
 
+from scbraid.data.layers import Layer, Layers
 from scbraid.errors import DataError, NotApplicable
 from scbraid.methods import methods
 from scbraid.methods.baselines.concatenation import LSI_CHOICES, noise_floor
@@ -139,3 +142,35 @@ def test_bad_inputs_are_named(case):
     names = np.array([f"other-{i}" for i in range(100)])
     with pytest.raises(DataError, match="no cell has all of the layers rna, atac"):
         fit(changed("atac", cells=names))
+
+
+def test_one_layer_alone_needs_no_pairs_and_harmony_aligns_its_batches():
+    rng = np.random.default_rng(0)
+    group, batch = np.arange(120) % 2, np.arange(120) // 60
+    rates = 0.1 + 0.5 * ((np.arange(80) % 2) == group[:, None])
+    rates[:, :30] += 1.5 * batch[:, None]
+    counts = sp.csr_matrix(rng.poisson(rates), dtype=np.float32)
+    layer = Layer(
+        "atac",
+        counts,
+        np.array([f"c{i}" for i in range(120)]),
+        pd.DataFrame(index=[f"p{i}" for i in range(80)]),
+        batch=np.where(batch, "b", "a"),
+    )
+    data = Layers({"atac": layer}, meta={"task": "unpaired"})
+
+    def mixing(preset):
+        method = methods()["single_layer"]
+        method.check_applicable(data)
+        space = method(method.configure(preset, {"n_components": 5})).fit(data).embeddings["atac"]
+        assert space.shape == (120, 5)
+        distance = ((space[:, None] - space[None]) ** 2).sum(-1)
+        nearest = np.argsort(distance, axis=1)[:, 1:11]
+        return (batch[nearest] != batch[:, None]).mean()
+
+    assert mixing("atac") < 0.2
+    assert mixing("atac_harmony") > 0.3
+    blind = Layers({"atac": dataclasses.replace(layer, batch=None)}, meta=data.meta)
+    method = methods()["single_layer"]
+    with pytest.raises(NotApplicable, match="harmony aligns batches; the input shows 0"):
+        method(method.configure("atac_harmony")).fit(blind)

@@ -10,7 +10,7 @@ import pytest
 from scbraid.methods import methods
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "tasks.md"
-TASKS = {"prediction", "matching", "joint"}
+TASKS = {"prediction", "matching", "joint", "imputation"}
 
 
 def rows(heading: str) -> list[list[str]]:

@@ -15,6 +15,7 @@ from scbraid.methods.baselines.gene_activity import (
     GeneActivityPCA,
 )
 from scbraid.methods.baselines.glue_matching import GlueMatching, PairedGlueMatching
+from scbraid.methods.baselines.imputation import KnnImputation, Magic, PeakMean
 from scbraid.methods.baselines.pairing import CcaPairing, RandomPairing
 from scbraid.methods.baselines.perceptrons import (
     NormalisedPerceptron,
@@ -52,6 +53,9 @@ BASELINES: tuple[type[Method], ...] = (
     SvdConcatenation,
     Jae,
     LslAutoencoder,
+    PeakMean,
+    KnnImputation,
+    Magic,
 )
 
 __all__ = ["BASELINES"]

@@ -11,7 +11,7 @@ import pandas as pd
 from scbraid.data.layers import Layer, Layers
 from scbraid.errors import DataError, NotApplicable
 from scbraid.guidance.graph import Guidance
-from scbraid.methods.base import Method, MethodInfo, MethodResult, Truth
+from scbraid.methods.base import Method, MethodInfo, MethodResult, Truth, task_of
 from scbraid.methods.config import MethodConfig, option
 
 # Forms of scbraid.prepare.lsi, and the one that the condition made.
@@ -46,6 +46,9 @@ class SingleLayerConfig(SpaceConfig):
 
     layer: str = option(
         "rna", "the layer whose space is shown", choices=("rna", "atac", "adt", "met")
+    )
+    correction: str = option(
+        "none", "harmony: the layer's batches are aligned by Harmony", choices=("none", "harmony")
     )
 
 
@@ -169,6 +172,34 @@ class Concatenation(Method):
         return MethodResult(embeddings, details={"widths": joint.shape[1]})
 
 
+def harmonised(space: np.ndarray, layer: Layer, seed: int) -> np.ndarray:
+    """Harmony of a layer's space over its batches, float64 (n_cells, k).
+
+    Raises
+    ------
+    NotApplicable
+        When the input shows fewer than two batches, or harmonypy is not installed.
+    """
+    n_batches = 0 if layer.batch is None else len(np.unique(layer.batch))
+    if n_batches < 2:
+        msg = (
+            f"harmony aligns batches; the input shows {n_batches} of layer {layer.name!r}: set "
+            "use_batch in the condition"
+        )
+        raise NotApplicable(msg)
+    try:
+        import harmonypy
+    except ImportError as error:
+        msg = "correction=harmony needs harmonypy, which this environment lacks"
+        raise NotApplicable(msg) from error
+    harmony = harmonypy.run_harmony(
+        space, pd.DataFrame({"batch": layer.batch}), ["batch"], random_state=seed, verbose=False
+    )
+    corrected = np.asarray(harmony.Z_corr)
+    # harmonypy before 2.0 returned components x cells.
+    return corrected if corrected.shape == space.shape else corrected.T
+
+
 class SingleLayer(Method):
     """One layer's own space for all layers of a cell."""
 
@@ -178,14 +209,21 @@ class SingleLayer(Method):
         summary="The own space (PCA or LSI) of one layer, given to all layers of the same cell.",
         role="control",
         tasks=("paired", "hybrid"),
-        uses=frozenset({"pairing"}),
+        uses=frozenset({"batch", "pairing"}),
         deterministic=True,
     )
     Config = SingleLayerConfig
     presets: ClassVar[dict[str, dict[str, str]]] = {
-        name: {"layer": name} for name in ("atac", "adt", "met")
+        **{name: {"layer": name} for name in ("atac", "adt", "met")},
+        "atac_harmony": {"layer": "atac", "correction": "harmony"},
     }
     config: SingleLayerConfig
+
+    @classmethod
+    def check_applicable(cls, data: Layers) -> None:
+        """Take one layer alone whatever the task: there is nothing to pair."""
+        if len(data.names) > 1 or task_of(data) not in ("unpaired", "paired"):
+            super().check_applicable(data)
 
     def fit(
         self, data: Layers, guidance: Guidance | None = None, truth: Truth | None = None
@@ -195,8 +233,12 @@ class SingleLayer(Method):
         if shown not in data.layers:
             msg = f"{self.info.name} is to show layer {shown!r}; got {', '.join(data.names)}"
             raise NotApplicable(msg)
-        _, rows = joint_rows(data, self.info.name)
         space = layer_space(data[shown], _stated(data, shown), self.config)
+        if self.config.correction == "harmony":
+            space = harmonised(space, data[shown], self.seed)
+        if data.names == [shown]:
+            return MethodResult({shown: space})
+        _, rows = joint_rows(data, self.info.name)
         embeddings = {}
         for name, layer in data.layers.items():
             embeddings[name] = np.full((layer.n_cells, space.shape[1]), np.nan)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import pandas as pd
 
 from scbraid.data.layers import Layers
 from scbraid.errors import NotApplicable
 from scbraid.guidance.graph import Guidance
-from scbraid.methods.base import Method, MethodInfo, MethodResult, Truth
+from scbraid.methods.base import (
+    Method,
+    MethodInfo,
+    MethodResult,
+    Prediction,
+    Truth,
+    task_of,
+)
 from scbraid.methods.sailerx.config import (
     LABEL_PRESETS,
     PRESETS,
@@ -18,6 +26,9 @@ from scbraid.methods.sailerx.config import (
     SailerConfig,
     SailerxConfig,
 )
+
+if TYPE_CHECKING:
+    from scbraid.methods.sailerx.fit import FittedSailer
 
 _CITATION = "Cao et al. 2022, Nucleic Acids Research, doi 10.1093/nar/gkac781"
 
@@ -30,7 +41,10 @@ class _AtacMethod(Method):
     def fit(
         self, data: Layers, guidance: Guidance | None = None, truth: Truth | None = None
     ) -> MethodResult:
-        """Train on the ATAC layer and embed every cell; a cell's layers share the embedding."""
+        """Train on the ATAC layer; embed every cell, or decode the cells that are asked for.
+
+        A cell's layers share the embedding.
+        """
         name = self.info.name
         needed = ("rna", "atac") if isinstance(self.config, SailerxConfig) else ("atac",)
         absent = [layer for layer in needed if layer not in data.layers]
@@ -46,14 +60,38 @@ class _AtacMethod(Method):
         fitted = fit_sailer(
             inputs, self.config, seed=self.seed, device=self.device, training=self.training
         )
+        history = pd.DataFrame([row for record in fitted.records for row in record.history])
+        if task_of(data) == "imputation":
+            prediction = _decode_asked(fitted, data)
+            return MethodResult({}, history=history, details=fitted.details, prediction=prediction)
         embeddings = {"atac": fitted.embedding}
         if "rna" in data.layers:
             embeddings["rna"] = fitted.embedding[match_cells(data, name)]
         return MethodResult(
             embeddings={layer: embeddings[layer] for layer in data.names},
-            history=pd.DataFrame([row for record in fitted.records for row in record.history]),
+            history=history,
             details=fitted.details,
         )
+
+
+def _decode_asked(fitted: FittedSailer, data: Layers) -> Prediction:
+    """Probabilities of the asked peaks in the asked cells, as if all had the average depth.
+
+    Peaks on chromosomes that the model leaves out get the share of cells that they are open in.
+    """
+    from scbraid.methods.sailerx.network import impute
+    from scbraid.prepare.imputation import asked_entries
+
+    layer = data["atac"]
+    rows, columns = asked_entries(data)
+    features = layer.features.index.to_numpy(dtype=str)[columns]
+    own = pd.Index(fitted.arrays.data.names).get_indexer(features)
+    share = np.asarray((layer.counts[:, columns] != 0).mean(axis=0), np.float32).ravel()
+    values = np.repeat(share[None], len(rows), axis=0)
+    for at, decoded in impute(fitted.network, fitted.arrays, fitted.mean, rows):
+        values[np.ix_(at, own >= 0)] = decoded[:, own[own >= 0]]
+    fitted.details["peaks_by_frequency"] = int((own < 0).sum())
+    return Prediction("atac", layer.cells[rows], features, values)
 
 
 class SailerMethod(_AtacMethod):
@@ -67,7 +105,7 @@ class SailerMethod(_AtacMethod):
             "depth and batch by an information bound."
         ),
         role="subject",
-        tasks=("paired", "hybrid"),
+        tasks=("paired", "hybrid", "imputation"),
         modalities=("atac", "rna"),
         # Of the pairing it takes alone that a cell's RNA and ATAC get one embedding.
         uses=frozenset({"batch", "pairing"}),
@@ -95,7 +133,7 @@ class SailerxMethod(_AtacMethod):
             "embedding follows the local structure of a fixed RNA embedding."
         ),
         role="subject",
-        tasks=("paired", "hybrid"),
+        tasks=("paired", "hybrid", "imputation"),
         modalities=("rna", "atac"),
         uses=frozenset({"batch", "pairing"}),
         requires=("torch",),
@@ -113,7 +151,7 @@ class LabelSailerxMethod(SailerxMethod):
         title="SAILERX (labels)",
         summary="SAILERX with a reference embedding made from the labels; an upper anchor.",
         role="oracle",
-        tasks=("paired", "hybrid"),
+        tasks=("paired", "hybrid", "imputation"),
         modalities=("rna", "atac"),
         uses=frozenset({"batch", "pairing", "labels"}),
         requires=("torch",),

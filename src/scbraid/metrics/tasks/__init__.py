@@ -1,4 +1,4 @@
-"""Metrics of tasks other than an embedding: prediction, matching, regulatory links, lineages.
+"""Metrics of tasks other than an embedding: predictions, matchings, imputations, links, lineages.
 
 Each metric has a public function on arrays; :data:`TASK_METRICS` knows those with one number by
 name, in the form of `scbraid.metrics.METRICS`; :func:`score_tasks` computes any number of them.
@@ -11,6 +11,13 @@ from scbraid.metrics.tasks.descriptors import (
     TaskInputs,
     describe_task_metrics,
     score_tasks,
+)
+from scbraid.metrics.tasks.imputation import (
+    hidden_auroc,
+    hidden_auroc_matched,
+    hidden_auroc_per_peak,
+    hidden_average_precision,
+    type_profile_correlation,
 )
 from scbraid.metrics.tasks.lineage import chain_f1, chain_recovered, lineage_tau, stage_tree
 from scbraid.metrics.tasks.matching import (
@@ -55,6 +62,10 @@ __all__ = [
     "chain_recovered",
     "correlations",
     "describe_task_metrics",
+    "hidden_auroc",
+    "hidden_auroc_matched",
+    "hidden_auroc_per_peak",
+    "hidden_average_precision",
     "kendall_tau",
     "lineage_tau",
     "mae",
@@ -69,4 +80,5 @@ __all__ = [
     "score_tasks",
     "stage_tree",
     "target_errors",
+    "type_profile_correlation",
 ]

@@ -13,6 +13,13 @@ from scipy import sparse
 
 from scbraid.errors import NotApplicable
 from scbraid.metrics.registry import Direction, Metric, Score
+from scbraid.metrics.tasks.imputation import (
+    hidden_auroc,
+    hidden_auroc_matched,
+    hidden_auroc_per_peak,
+    hidden_average_precision,
+    type_profile_correlation,
+)
 from scbraid.metrics.tasks.lineage import chain_f1, chain_recovered, lineage_tau, stage_tree
 from scbraid.metrics.tasks.matching import matching_probability, matching_top1
 from scbraid.metrics.tasks.prediction import correlations, mae, mean_target_rmse, rmse
@@ -52,6 +59,14 @@ class TaskInputs:
     expression, regressors
         Expression of genes over metacells, and their values in other layers, (n_metacells, n_genes)
         each.
+    imputed
+        Imputed values of a layer, (n_cells, n_features).
+    hidden, shown
+        True where an entry was hidden from the method and where it was shown, the same shape.
+    open_in
+        Cells of the input in which every such feature is open, (n_features,).
+    types
+        Cell type of every such cell, empty where unknown, (n_cells,).
     absent
         By need, why it is absent; a general sentence is used where nothing is said.
     """
@@ -69,6 +84,11 @@ class TaskInputs:
     embedding: np.ndarray | None = None
     expression: np.ndarray | None = None
     regressors: Sequence[np.ndarray] | None = None
+    imputed: np.ndarray | None = None
+    hidden: sparse.sparray | sparse.spmatrix | None = None
+    shown: sparse.sparray | sparse.spmatrix | None = None
+    open_in: np.ndarray | None = None
+    types: np.ndarray | None = None
     absent: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -82,6 +102,9 @@ _NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "reference_pseudotime": (("reference_pseudotime",), "the true pseudotime is not known"),
     "stages": (("stages",), "no order of cell types is known"),
     "embedding": (("embedding",), "there is no embedding"),
+    "imputation": (("imputed", "hidden", "shown"), "nothing was hidden and imputed"),
+    "frequencies": (("open_in",), "the input, which tells how frequent peaks are, was not given"),
+    "types": (("types",), "no cell types are known"),
     "metacells": (("expression", "regressors"), "no metacells of several layers were given"),
 }
 
@@ -233,6 +256,78 @@ def _matching_probability(t: TaskInputs) -> tuple[float, int]:
 def _matching_top1(t: TaskInputs) -> tuple[float, int]:
     assert t.partner is not None
     return matching_top1(cast("Any", t.matching), t.partner), int((t.partner >= 0).sum())
+
+
+@_register(
+    "imputation_auroc_matched",
+    "equal-frequency",
+    "AUROC of hidden entries at equal frequency",
+    "Chance that a hidden open peak scores above a closed one of the same cell that is as frequent "
+    "among cells, mean over hidden entries.",
+    needs=("imputation", "frequencies"),
+    chance=0.5,
+)
+def _imputation_auroc_matched(t: TaskInputs) -> tuple[float, int]:
+    return hidden_auroc_matched(
+        cast("Any", t.imputed), cast("Any", t.hidden), cast("Any", t.shown), cast("Any", t.open_in)
+    )
+
+
+@_register(
+    "imputation_auroc",
+    "within-cell",
+    "AUROC of hidden entries",
+    "Chance that a hidden open peak scores above a closed one of the same cell, mean over cells.",
+    needs=("imputation",),
+    chance=0.5,
+)
+def _imputation_auroc(t: TaskInputs) -> tuple[float, int]:
+    return hidden_auroc(cast("Any", t.imputed), cast("Any", t.hidden), cast("Any", t.shown))
+
+
+@_register(
+    "imputation_average_precision",
+    "within-cell",
+    "Average precision of hidden entries",
+    "Average precision of hidden open peaks among hidden and closed ones of a cell, mean over "
+    "cells.",
+    needs=("imputation",),
+)
+def _imputation_average_precision(t: TaskInputs) -> tuple[float, int]:
+    return hidden_average_precision(
+        cast("Any", t.imputed), cast("Any", t.hidden), cast("Any", t.shown)
+    )
+
+
+@_register(
+    "imputation_auroc_per_peak",
+    "within-peak-3",
+    "AUROC of hidden entries per peak",
+    "Chance that a cell in which a peak is open but hidden scores above one in which it is closed, "
+    "mean over peaks; depth alone scores above 0.5.",
+    needs=("imputation",),
+    chance=0.5,
+)
+def _imputation_auroc_per_peak(t: TaskInputs) -> tuple[float, int]:
+    return hidden_auroc_per_peak(
+        cast("Any", t.imputed), cast("Any", t.hidden), cast("Any", t.shown)
+    )
+
+
+@_register(
+    "imputation_type_correlation",
+    "centred-shares-10",
+    "Correlation of type profiles",
+    "Pearson correlation over types and peaks of what is special to a type's profile, imputed and "
+    "hidden.",
+    needs=("imputation", "types"),
+    span=(-1.0, 1.0),
+    chance=0.0,
+)
+def _imputation_type_correlation(t: TaskInputs) -> tuple[float, int]:
+    return type_profile_correlation(
+        cast("Any", t.imputed), cast("Any", t.hidden), cast("Any", t.types)
+    )
 
 
 @_register(

@@ -29,7 +29,6 @@ _HALVINGS = 6
 
 
 # Unit vectors of cells, by layer.
-_Vectors = tuple[np.ndarray, np.ndarray]
 
 
 class PairBatches:
@@ -302,21 +301,25 @@ def fit_matching(
     elif maps and config.with_start:
         kept = "both"
 
-    def encoded(rows: np.ndarray, linear: list[tuple[np.ndarray, np.ndarray]]) -> _Vectors:
+    def encoded(
+        k: int, rows: np.ndarray, linear: list[tuple[np.ndarray, np.ndarray]]
+    ) -> np.ndarray:
         index = torch.from_numpy(rows).to(where)
         with torch.no_grad():
-            found = [network.encode(k, states[k][:, index])[1].cpu().numpy() for k in range(2)]
-        if kept == "both":
-            found = [
-                _side_by_side(own, part[:, rows].mean(axis=0) @ weights + offset)
-                for own, part, (weights, offset) in zip(found, propagated, linear, strict=True)
-            ]
-        return found[0], found[1]
+            own = network.encode(k, states[k][:, index])[1].cpu().numpy()
+        if kept != "both":
+            return own
+        weights, offset = linear[k]
+        return _side_by_side(own, propagated[k][:, rows].mean(axis=0) @ weights + offset)
 
     everything = maps
     if kept == "both":
         everything = _projections(propagated, np.arange(n_train), config)
-    vectors = encoded(np.arange(n_train, states[0].shape[1]), everything)
+    # Sides may have unequal numbers of test cells.
+    first, second = (
+        encoded(k, np.arange(n_train, part.shape[1]), everything) for k, part in enumerate(states)
+    )
+    vectors = (first, second)
     scale = float(network.scale)
     groups = [codes[n_train:] for codes in inputs.batch]
     if not config.within_batches:
@@ -324,8 +327,8 @@ def fit_matching(
     temperature = None
     if config.answer == "soft":
         # Held out of the start as well, but where the start is all there is.
-        own = [encoded(rows, maps) for rows in pools]
-        temperature = best_temperature([part[0] @ part[1].T for part in own], 1 / scale)
+        cosines = [encoded(0, rows, maps) @ encoded(1, rows, maps).T for rows in pools]
+        temperature = best_temperature(cosines, 1 / scale)
     weights, quantiles = answer(vectors, (groups[0], groups[1]), temperature, config)
     names = inputs.batches if config.within_batches else ["all"]
     details: dict[str, Any] = {

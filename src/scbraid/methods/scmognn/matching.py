@@ -28,9 +28,6 @@ _QUANTILES = (0.995, 0.95)
 _HALVINGS = 6
 
 
-# Unit vectors of cells, by layer.
-
-
 class PairBatches:
     """Minibatches of training pairs, of one batch of the experiment each or of all.
 

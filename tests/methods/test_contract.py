@@ -43,6 +43,8 @@ class Fits:
 
     def run(self, name: str, data: Layers, seed: int = 0) -> MethodResult:
         method, case = methods()[name], self.case(name)
+        if missing := method.info.missing_packages():
+            pytest.skip(f"{name} needs {', '.join(missing)}, in an environment of its own")
         config = method.configure(DEFAULT_PRESET, quick_options(method, self.quick))
         uses = method.info.uses
         return method(config, seed=seed, device="cpu").fit(

@@ -445,7 +445,9 @@ class Method(abc.ABC):
         accepted |= {"paired", "hybrid"} if "unpaired" in accepted else set()
         accepted |= {"joint"} if "paired" in accepted else set()
         if task not in accepted:
-            msg = f"{cls.info.name} needs {' or '.join(sorted(cls.info.tasks))} data; got {task}"
+            *others, last = sorted(cls.info.tasks)
+            listed = f"{', '.join(others)} or {last}" if others else last
+            msg = f"{cls.info.name} needs {listed} data; got {task}"
             raise NotApplicable(msg)
         if cls.info.modalities:
             other = [name for name in data.names if name not in cls.info.modalities]

@@ -332,7 +332,17 @@ def draw_bars(
         if method not in summary.index:
             statuses = runs.loc[runs["method_id"] == method, "status"]
             words = why_absent(statuses)
-            axes.text(0.01, at, words, size=SIZE_SMALL, color=MUTED, va="center", style="italic")
+            # Beside the axis, wherever its scale begins.
+            axes.text(
+                0.01,
+                at,
+                words,
+                transform=axes.get_yaxis_transform(),
+                size=SIZE_SMALL,
+                color=MUTED,
+                va="center",
+                style="italic",
+            )
             continue
         row, key = summary.loc[method], marks[method]
         if bars:

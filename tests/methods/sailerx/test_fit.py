@@ -240,7 +240,7 @@ def test_unpaired_data_do_not_apply(toy):
     data = toy()
     data.paired = False
     for name in ("sailerx", "sailer"):
-        with pytest.raises(NotApplicable, match=f"{name} needs hybrid or paired data"):
+        with pytest.raises(NotApplicable, match=f"{name} needs hybrid, imputation or paired data"):
             fit(data, name)
 
 

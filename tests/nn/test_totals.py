@@ -8,8 +8,6 @@ import scipy.sparse as sp
 import scipy.special
 import scipy.stats
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from scbraid.nn import kernels, negative_binomial, tokens, totals
 from scbraid.nn.counts import CountMatrix
@@ -17,18 +15,6 @@ from scbraid.nn.negative_binomial import log_rising_factorial, softmax_negative_
 from scbraid.nn.tokens import nonzero_tokens
 from scbraid.nn.totals import Total
 from scbraid.train.devices import widest_float
-
-
-class NoFloat64(TorchDispatchMode):
-    """Refuse every float64 tensor, as MPS does."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves((args, kwargs, found)):
-            if isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float64:
-                msg = f"{func} has a float64 tensor"
-                raise TypeError(msg)
-        return found
 
 
 @pytest.fixture
@@ -44,8 +30,8 @@ def test_only_mps_has_no_float64():
         assert widest_float(torch.device(name)) == torch.float64
 
 
-def test_the_guard_of_these_tests_works():
-    with NoFloat64(), pytest.raises(TypeError, match="float64 tensor"):
+def test_the_guard_of_these_tests_works(no_float64):
+    with no_float64(), pytest.raises(TypeError, match="float64 tensor"):
         torch.ones(3).double()
 
 
@@ -69,9 +55,9 @@ def test_a_total_passes_nan_on(without_float64):
 
 
 @pytest.mark.parametrize("theta", [0.05, 2.0, 31.0, 33.0, 150.0, 1e4, 1e6])
-def test_rising_factorial_in_float32(theta, without_float64):
+def test_rising_factorial_in_float32(theta, without_float64, no_float64):
     x = np.array([0, 1, 3, 4, 5, 7.5, 60, 900, 50_000], np.float32)
-    with NoFloat64():
+    with no_float64():
         value, slope = log_rising_factorial(torch.full((len(x),), theta), torch.from_numpy(x))
     t, s = np.float64(np.float32(theta)), x.astype(np.float64)
     expected = scipy.special.gammaln(t + s) - scipy.special.gammaln(t)
@@ -81,7 +67,9 @@ def test_rising_factorial_in_float32(theta, without_float64):
 
 
 @pytest.mark.parametrize("log_theta", [-6.0, 0.0, 4.0, 9.0, 12.0])
-def test_likelihood_and_gradients_stay_close_to_float64(monkeypatch, log_theta, without_float64):
+def test_likelihood_and_gradients_stay_close_to_float64(
+    monkeypatch, log_theta, without_float64, no_float64
+):
     rng = np.random.default_rng(1)
     n_cells, n_features, width = 24, 90, 5
     arrays = [
@@ -94,7 +82,7 @@ def test_likelihood_and_gradients_stay_close_to_float64(monkeypatch, log_theta, 
     monkeypatch.setattr(negative_binomial, "_BLOCK_ENTRIES_CPU", 20 * n_cells)
     given = [torch.from_numpy(array).requires_grad_() for array in arrays]
     counts = CountMatrix(sp.csr_matrix(x.astype(np.float32)), torch.device("cpu"))
-    with NoFloat64():
+    with no_float64():
         loss = softmax_negative_binomial_nll(*given, counts.batch(torch.arange(n_cells)))
         loss.backward()
     expected, gradients = exact_nll(*(array.astype(np.float64) for array in arrays), x)
@@ -123,14 +111,14 @@ def exact_nll(u, weight, bias, log_theta, x):
     )
 
 
-def test_tokens_are_drawn_evenly_without_float64(without_float64):
+def test_tokens_are_drawn_evenly_without_float64(without_float64, no_float64):
     x = np.zeros((3, 40), np.float32)
     x[0, :30], x[1, 5:9], x[2] = 1, 1, 1
     counts = CountMatrix(sp.csr_matrix(x), torch.device("cpu")).batch(torch.arange(3))
     torch.manual_seed(0)
     seen = np.zeros(40)
     for _ in range(400):
-        with NoFloat64():
+        with no_float64():
             batch = nonzero_tokens(counts, 10)
         own = batch.feature[2][batch.log_weight[2] == 0].numpy()
         assert len(set(own.tolist())) == 10

@@ -371,6 +371,50 @@ def test_subjects_are_compared_pair_by_pair(bench, methods):
     assert line[4:6] == ["2", "0"]  # lower is better
 
 
+def test_methods_are_ranked_with_intervals(bench, methods):
+    page = Page(build_report(bench.root, ["bench"], bench.root / "r.html", methods=methods))
+    rows = page.table("Mean rank", "Ties", "Places")
+    # By overall: later seeds and longer names score higher here, the preset's second run failed.
+    # bindsc has no value, and comes last.
+    assert [row[0] for row in rows[1:5]] == ["Random <embedding>", "GLUE", "GLUE (paper)", "bindSC"]
+    assert [row[-1] for row in rows[1:5]] == ["1/1", "1/1", "1/1", "0/1"]
+    assert rows[4][1] == "4.00"
+    # Two runs: six pairs of methods cannot be told apart by any test, and no letter pretends to.
+    assert [row[4] for row in rows[1:5]] == ["–"] * 4
+    assert "1 data set, too few runs for any test to tell methods apart" in page.text
+
+
+def test_methods_that_differ_in_all_runs_have_letters_of_their_own(empty):
+    empty.root.mkdir()
+    for seed in range(8):
+        for method in ("glue", "random"):
+            empty.run(method, seed)
+            empty.score(method, seed)
+    empty.collect()
+    page = Page(build_report(empty.root, ["bench"], empty.root / "r.html"))
+    rows = page.table("Mean rank", "Ties", "Places")
+    assert "By overall : 1 data set, tests over runs" in page.text
+    # 8 of 8 runs: p = 2/2⁸ for the one pair. The difference of means is the same in any draw of
+    # equal seeds only, so that intervals are wide.
+    assert [(row[0], row[1], row[4]) for row in rows[1:3]] == [
+        ("random", "1.00", "a"),
+        ("glue", "2.00", "b"),
+    ]
+    assert rows[1][2] == "1.00 – 2.00"
+    assert 0.5 < float(rows[1][3].removesuffix(" %")) / 100 < 0.7
+
+
+def test_one_run_each_gives_ranks_without_intervals(empty):
+    empty.root.mkdir()
+    for method in ("glue", "random"):
+        empty.run(method, 0)
+        empty.score(method, 0)
+    empty.collect()
+    page = Page(build_report(empty.root, ["bench"], empty.root / "r.html"))
+    assert page.table("Mean rank", "Ties", "Places")[1] == ["random", "1.00", "–", "–", "–", "1/1"]
+    assert "one run each, so no intervals" in page.text
+
+
 def test_same_results_give_the_same_page(bench, methods, datasets):
     pages = [
         build_report(bench.root, ["bench"], bench.root / name, methods=methods, datasets=datasets)

@@ -183,6 +183,7 @@ def _study(study: StudyData, results: Path) -> dict[str, Any]:
         "has_scaled": study.minmax is not None,
         "minmax": [] if study.minmax is None else study.minmax.to_dict("records"),
         "every_run": tables.run_score_table(study, MAX_RUN_ROWS) if has_scores else None,
+        "ranks": tables.rank_tables(study),
         "comparisons": tables.comparison_rows(study),
         "undefined": tables.undefined_rows(study),
         "downloads": [

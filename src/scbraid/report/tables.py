@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -16,7 +16,11 @@ from scbraid.plots import tidy
 from scbraid.plots.cost import coverage_table, format_mib
 from scbraid.plots.style import STATUS_WORDS
 from scbraid.plots.summary import format_seconds
+from scbraid.plots.tasks import HEADLINES
 from scbraid.report.gather import StudyData
+
+if TYPE_CHECKING:
+    from scbraid.metrics.aggregate import Unit
 
 ROLE_WORDS = {
     "subject": "subject",
@@ -24,6 +28,9 @@ ROLE_WORDS = {
     "control": "control",
     "oracle": "oracle",
 }
+# Below six pairs no signed-rank test has a p below 0.05.
+_ENOUGH_DATASETS = 6
+_ALPHA = 0.05
 NOT_FINISHED = ("failed", "timeout", "out_of_memory", "missing", "not_applicable")
 
 
@@ -342,6 +349,62 @@ def comparison_rows(study: StudyData) -> list[dict[str, Any]]:
                     {"first": first.label, "second": second.label, **dataclasses.asdict(found)}
                 )
     return rows
+
+
+def rank_tables(study: StudyData) -> list[dict[str, Any]]:
+    """Methods in order of their mean rank by each headline metric, with intervals and ties.
+
+    Oracles are left out: what they see nobody has. Ties rest on tests over data sets where these
+    are enough for a test to separate anything, otherwise over runs.
+    """
+    scores = study.scores
+    if scores is None or scores.empty:
+        return []
+    from scbraid.metrics.aggregate import compare_all, rank_intervals, tie_table
+
+    scores = scores[scores["role"] != "oracle"]
+    methods = scores.drop_duplicates("method_id")
+    labels = dict(
+        zip(zip(methods["method"], methods["preset"], strict=True), methods["label"], strict=True)
+    )
+    present = set(scores.loc[scores["value"].notna(), "metric"])
+    found = []
+    for metric in ("overall", "foscttm", *(name for name, _ in HEADLINES.values())):
+        own = scores[scores["metric"] == metric]
+        if metric not in present or own["method_id"].nunique() < 2:
+            continue
+        ranks = rank_intervals(own, metric)
+        n_datasets = int(ranks["n_datasets"].iloc[0])
+        unit: Unit = "dataset" if n_datasets >= _ENOUGH_DATASETS else "run"
+        comparisons = compare_all(own, metric, unit=unit)
+        tied = tie_table(comparisons, ranks, _ALPHA)
+        runs = own.groupby(["dataset", "condition", "method_id"])["seed"].nunique()
+        rows = [
+            {
+                "label": labels[row.method, row.preset],
+                "mean_rank": row.mean_rank,
+                "lower": row.lower,
+                "upper": row.upper,
+                "share_first": row.share_first,
+                "ties": row.ties,
+                "n": row.n,
+                "n_places": row.n_places,
+            }
+            for row in tied.itertuples(index=False)
+        ]
+        found.append(
+            {
+                "metric": metric,
+                "unit": unit,
+                "n_datasets": n_datasets,
+                "rows": rows,
+                # One run everywhere: there is nothing to draw from.
+                "resampled": n_datasets > 1 or int(runs.max()) > 1,
+                # What Holm's first step asks of the smallest p.
+                "testable": comparisons["smallest_p"].min() * len(comparisons) <= _ALPHA,
+            }
+        )
+    return found
 
 
 # -------------------------------------------------------------------------------------- resources

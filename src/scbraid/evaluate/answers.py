@@ -13,6 +13,7 @@ import scipy.sparse as sp
 
 from scbraid.conditions import ANSWER_TASKS
 from scbraid.data.layers import Layers, read_frame, read_matrix
+from scbraid.data.solution import HIDDEN, IMPUTED_LAYER, SHOWN
 from scbraid.errors import ContractError, DataError, UnknownNameError
 from scbraid.evaluate.matching import match
 from scbraid.evaluate.readers import JOINT, Embedding, open_hdf5, read_embedding, read_truth
@@ -25,7 +26,6 @@ from scbraid.metrics.tasks.derived import (
     joint_scores,
 )
 from scbraid.metrics.tasks.matching import matching_chance, row_stochastic
-from scbraid.prepare.imputation import HIDDEN, IMPUTED_LAYER, SHOWN
 from scbraid.registry import near_miss
 
 PREDICTION_FILE = "prediction.h5ad"

@@ -255,7 +255,8 @@ def _check_imputation(found: Prediction | None, data: Layers, method: str) -> No
     if found is None:
         msg = f"method {method!r} returned no imputed values, which the task asks for"
         raise ContractError(msg)
-    from scbraid.prepare.imputation import IMPUTED_LAYER, asked_entries
+    from scbraid.data.solution import IMPUTED_LAYER
+    from scbraid.prepare.imputation import asked_entries
 
     rows, columns = asked_entries(data)
     layer = data[IMPUTED_LAYER]

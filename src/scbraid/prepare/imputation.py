@@ -6,11 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from scbraid.data.layers import Layers
-
-# Values of solution.h5ad: an open peak that the input shows as closed, one that it shows, and (not
-# stored) one without a read.
-HIDDEN, SHOWN = 1.0, 2.0
-IMPUTED_LAYER = "atac"
+from scbraid.data.solution import IMPUTED_LAYER
 
 # An answer is dense, so that of large data a drawn part is asked: 40 MB at most.
 MAX_ASKED_CELLS = 1_000

@@ -30,12 +30,13 @@ from scbraid.data.backed import (
     write_in_order,
 )
 from scbraid.data.layers import UNS_KEY, Layer, Layers, read_frame
+from scbraid.data.solution import HIDDEN, SHOWN
 from scbraid.errors import ConfigError, DataError, UnknownNameError
 from scbraid.files import atomic_path
 from scbraid.prepare import spaces
 from scbraid.prepare.features import highly_variable, most_variable
 from scbraid.prepare.h5mu import write_h5ad, write_h5mu
-from scbraid.prepare.imputation import HIDDEN, SHOWN, asked_of, hide_entries
+from scbraid.prepare.imputation import asked_of, hide_entries
 from scbraid.prepare.quality import Thresholds, check_cells, detected_features
 from scbraid.prepare.split import TEST, TRAIN, choose_test_cells, split_words
 from scbraid.prepare.streamed import MappedRows

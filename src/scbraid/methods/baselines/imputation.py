@@ -12,13 +12,14 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scbraid.data.layers import Layers
+from scbraid.data.solution import IMPUTED_LAYER
 from scbraid.errors import DataError, NotApplicable
 from scbraid.guidance.graph import Guidance
 from scbraid.methods.base import Method, MethodInfo, MethodResult, Prediction, Truth
 from scbraid.methods.baselines.concatenation import SpaceConfig, layer_space
 from scbraid.methods.baselines.regression import unit_rows
 from scbraid.methods.config import MethodConfig, option
-from scbraid.prepare.imputation import IMPUTED_LAYER, asked_entries
+from scbraid.prepare.imputation import asked_entries
 
 # Cells whose similarities to all others are dense at a time.
 _BLOCK = 512

@@ -39,14 +39,17 @@ PACKAGE_OF = {
     **{"markupsafe": "jinja2", "urllib3": "requests"},
 }
 # Imported in functions that these scripts do not call. Metrics that are computed on request alone
-# use scikit-learn and umap-learn, those on an accelerator torch. MAGIC runs where a user has put it,
-# and does not apply elsewhere.
+# use scikit-learn and umap-learn, those on an accelerator torch. MAGIC runs where a user has put
+# it, and does not apply elsewhere.
 NOT_CALLED = {
     "collect.py": {"igraph", "llvmlite", "numba", "sklearn", "torch", "umap"},
     "evaluate.py": {"sklearn", "torch", "umap"},
     "figure.py": {"igraph", "llvmlite", "numba", "sklearn", "torch"},
     "integrate.py": {"magic", "sklearn", "umap"},
-    "report.py": {"harmonypy", "igraph", "llvmlite", "numba", "skmisc", "sklearn", "torch", "umap"},
+    "report.py": {
+        *("harmonypy", "igraph", "llvmlite", "magic", "numba"),
+        *("skmisc", "sklearn", "torch", "umap"),
+    },
 }
 
 

@@ -12,6 +12,7 @@ from scbraid.data.layers import Layer, Layers
 from scbraid.errors import DataError, NotApplicable
 from scbraid.guidance.graph import Guidance
 from scbraid.methods.base import Method, MethodInfo, MethodResult, Truth, task_of
+from scbraid.methods.baselines.harmony import harmony
 from scbraid.methods.config import MethodConfig, option
 
 # Forms of scbraid.prepare.lsi, and the one that the condition made.
@@ -181,23 +182,17 @@ def harmonised(space: np.ndarray, layer: Layer, seed: int) -> np.ndarray:
         When the input shows fewer than two batches, or harmonypy is not installed.
     """
     n_batches = 0 if layer.batch is None else len(np.unique(layer.batch))
-    if n_batches < 2:
+    if layer.batch is None or n_batches < 2:
         msg = (
             f"harmony aligns batches; the input shows {n_batches} of layer {layer.name!r}: set "
             "use_batch in the condition"
         )
         raise NotApplicable(msg)
     try:
-        import harmonypy
+        return harmony(space, layer.batch, seed)
     except ImportError as error:
         msg = "correction=harmony needs harmonypy, which this environment lacks"
         raise NotApplicable(msg) from error
-    harmony = harmonypy.run_harmony(
-        space, pd.DataFrame({"batch": layer.batch}), ["batch"], random_state=seed, verbose=False
-    )
-    corrected = np.asarray(harmony.Z_corr)
-    # harmonypy before 2.0 returned components x cells.
-    return corrected if corrected.shape == space.shape else corrected.T
 
 
 class SingleLayer(Method):

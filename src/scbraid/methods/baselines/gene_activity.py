@@ -13,6 +13,7 @@ from scbraid.data.layers import Layer, Layers
 from scbraid.errors import NotApplicable
 from scbraid.guidance.graph import Guidance
 from scbraid.methods.base import Method, MethodInfo, MethodResult, Truth
+from scbraid.methods.baselines.harmony import harmony
 from scbraid.methods.config import MethodConfig, option
 
 ANCHOR = "rna"
@@ -186,25 +187,12 @@ class GeneActivityHarmony(Method):
         self, data: Layers, guidance: Guidance | None = None, truth: Truth | None = None
     ) -> MethodResult:
         """Correct the joint components for the layer."""
-        import harmonypy
-        import pandas as pd
-
         graph = _require_guidance(guidance, self.info.name)
         components = joint_pca(
             gene_activity(data, graph, scale=self.config.scale), self.config.n_components
         )
         layer = np.repeat(list(components), [len(part) for part in components.values()])
-        harmony = harmonypy.run_harmony(
-            np.concatenate(list(components.values())),
-            pd.DataFrame({"layer": layer}),
-            ["layer"],
-            random_state=self.seed,
-            verbose=False,
-        )
-        corrected = np.asarray(harmony.Z_corr)
-        if corrected.shape[0] != len(layer):
-            # harmonypy before 2.0 returned components x cells.
-            corrected = corrected.T
+        corrected = harmony(np.concatenate(list(components.values())), layer, self.seed)
         return MethodResult({name: corrected[layer == name] for name in components})
 
 

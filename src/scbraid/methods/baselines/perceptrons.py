@@ -17,6 +17,7 @@ from scbraid.methods.baselines.regression import Regression, Regressor, svd_of
 from scbraid.methods.config import MethodConfig, option
 
 if TYPE_CHECKING:
+    from scbraid.methods.baselines.perceptron_networks import Trainer
     from scbraid.train.engine import TrainingRecord
 
 _CITATION = "Lance et al. 2022, bioRxiv, doi 10.1101/2022.04.11.487796 (team {})"
@@ -100,6 +101,8 @@ class NormalisedPerceptronConfig(PerceptronConfig):
 class TrainedRegressor(Regressor):
     """A regressor that trains networks with the common engine."""
 
+    config: PerceptronConfig
+
     def fit(
         self, data: Layers, guidance: Guidance | None = None, truth: Truth | None = None
     ) -> MethodResult:
@@ -124,6 +127,15 @@ class TrainedRegressor(Regressor):
         found = found - found.mean(axis=0)
         # One factor for all columns, so that the leading components lead.
         return (found / max(found.std(axis=0).max(), 1e-12)).astype(np.float32)
+
+    def trainer(self, task: Regression) -> Trainer:
+        """Return what trains networks on these coordinates."""
+        from scbraid.methods.baselines.perceptron_networks import Trainer
+
+        return Trainer(
+            self.coordinates(task, self.config.source_components), task, self.config,
+            device=self.device, training=self.training,
+        )  # fmt: skip
 
 
 def hold_out(
@@ -169,13 +181,10 @@ class SkipPerceptron(TrainedRegressor):
 
     def predict(self, task: Regression) -> tuple[np.ndarray, dict[str, Any]]:
         """Train a model for every held-out batch, and average."""
-        from scbraid.methods.baselines.perceptron_networks import SkipNetwork, Trainer
+        from scbraid.methods.baselines.perceptron_networks import SkipNetwork
 
         config = self.config
-        trainer = Trainer(
-            self.coordinates(task, config.source_components), task, config,
-            device=self.device, training=self.training,
-        )  # fmt: skip
+        trainer = self.trainer(task)
         total = np.zeros((len(task.test), task.Y.shape[1]))
         splits = hold_out(task, config.n_models, config.validation_share, self.seed)
         errors = []
@@ -218,13 +227,10 @@ class TunedPerceptron(TrainedRegressor):
 
     def predict(self, task: Regression) -> tuple[np.ndarray, dict[str, Any]]:
         """Try networks, and let the best one predict."""
-        from scbraid.methods.baselines.perceptron_networks import EncoderDecoder, Trainer
+        from scbraid.methods.baselines.perceptron_networks import EncoderDecoder
 
         config = self.config
-        trainer = Trainer(
-            self.coordinates(task, config.source_components), task, config,
-            device=self.device, training=self.training,
-        )  # fmt: skip
+        trainer = self.trainer(task)
         whole = dataclasses.replace(task, batch=None)
         (rows,) = hold_out(whole, 1, config.validation_share, self.seed)
         rng = np.random.default_rng([self.seed, 2])
@@ -273,10 +279,7 @@ class NormalisedPerceptron(TrainedRegressor):
         from scbraid.methods.baselines import perceptron_networks
 
         config = self.config
-        trainer = perceptron_networks.Trainer(
-            self.coordinates(task, config.source_components), task, config,
-            device=self.device, training=self.training,
-        )  # fmt: skip
+        trainer = self.trainer(task)
         whole = dataclasses.replace(task, batch=None)
         (rows,) = hold_out(whole, 1, config.validation_share, self.seed)
         record, error, values = trainer.fit(

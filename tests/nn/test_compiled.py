@@ -223,20 +223,28 @@ def encoder(n_vertices: int = 2500, seed: int = 0) -> GraphEncoder:
     return made
 
 
-def sampled(made: GraphEncoder):
+def sampled(made: GraphEncoder, seed: np.uint64 | None = None):
     """Sample, KL and the gradients of a loss of both."""
     made.zero_grad()
-    v, kl = made.sample()
+    v, kl = made.sample(seed)
     (v * torch.linspace(-1, 1, v.numel()).reshape(v.shape)).sum().add(kl, alpha=30).backward()
     return [v.detach(), kl.detach(), *(p.grad.clone() for p in made.parameters())]
 
 
 def test_sampled_vertices_equal_the_operations_of_torch(monkeypatch, without_compiled):
-    noise = torch.randn(2500, 7, generator=torch.manual_seed(0))
+    # Odd, as are the numbers of its last block.
+    made, seed = encoder(2501), np.uint64(12)
+    found = sampled(made, seed)
+    parts = []
+    for first in range(0, 2501, 1024):
+        n_numbers = (min(first + 1024, 2501) - first) * 7
+        pairs = np.empty((2, -(-n_numbers // 2)), np.float32)
+        compiled.normal_pairs(seed, first * 7 // 2, *pairs)
+        parts.append(pairs.ravel()[:n_numbers])
+    noise = torch.from_numpy(np.concatenate(parts).reshape(2501, 7))
+    assert abs(float(noise.mean())) < 0.03
+    assert float(noise.std()) == pytest.approx(1, abs=0.02)
     monkeypatch.setattr(torch, "randn_like", lambda tensor: noise.clone())
-    monkeypatch.setattr(graph, "standard_normal_like", lambda tensor: noise.clone())
-    made = encoder()
-    found = sampled(made)
     without_compiled()
     assert graph.softplus_gaussian is gaussian.softplus_gaussian
     for a, b in zip(found, sampled(made), strict=True):
@@ -447,6 +455,93 @@ def test_an_error_in_a_block_is_raised_and_leaves_threads_as_they_were(threads, 
     with pytest.raises(ValueError, match=str(failing)):
         kernels.each_block(work, 4)
     assert (torch.get_num_threads(), kernels.n_slots()) == (2, 2)
+
+
+def test_shared_loops_take_every_block_once(threads):
+    threads(3)
+    dense = torch.randn(4000, 3)
+    matrix = sp.random(4000, 4000, 0.001, "csr", np.float32, np.random.default_rng(0))
+    out = np.full((4000, 3), np.nan, np.float32)
+    arrays = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data
+    kernels.share(compiled.sparse_product_blocks, 7, *arrays, dense.numpy(), out)
+    np.testing.assert_allclose(out, matrix @ dense.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_work_beside_a_block_is_done_when_the_block_is_left(threads, n_threads):
+    threads(n_threads)
+    begun = threading.Event()
+
+    def work() -> str:
+        begun.set()
+        # The thread that would help is this one: the loop does without it.
+        kernels.each_block(lambda k, slot: None, 4)
+        return "result"
+
+    with kernels.one_thread(), kernels.beside(work) as result:
+        assert begun.wait(20)
+        kernels.each_block(lambda k, slot: None, 4)
+    assert result() == "result"
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_errors_beside_a_block_and_in_it_are_raised(threads, n_threads):
+    threads(n_threads)
+    done = []
+
+    def fail() -> None:
+        done.append(1)
+        raise ValueError("beside")
+
+    with kernels.one_thread():
+        with pytest.raises(ValueError, match="beside"), kernels.beside(fail):
+            pass
+        with pytest.raises(KeyError), kernels.beside(lambda: done.append(2)):
+            raise KeyError
+    assert done == [1, 2]
+
+
+def test_outside_a_training_nothing_runs_beside(threads):
+    """There torch's own threads, or a GPU's generator, would be used by two at a time."""
+    threads(2)
+    seen = []
+    with kernels.beside(lambda: seen.append(threading.current_thread())):
+        assert seen == [threading.current_thread()]
+
+
+@pytest.mark.parametrize("flip_a", [False, True])
+@pytest.mark.parametrize("flip_b", [False, True])
+@pytest.mark.parametrize("shape", [(7, 5, 9), (1, 1, 1), (300, 50, 128), (3, 4, 0), (0, 4, 3)])
+def test_products_equal_numpy_s(flip_a, flip_b, shape):
+    rng = np.random.default_rng(0)
+    m, k, n = shape
+    a, b = rng.normal(size=(m, k)).astype(np.float32), rng.normal(size=(k, n)).astype(np.float32)
+    whole = np.ones((m + 3, n), np.float32)
+    out, exact = whole[1 : m + 1], a.astype(float) @ b
+    given = [np.ascontiguousarray(x.T) if flip else x for x, flip in ((a, flip_a), (b, flip_b))]
+    for keep, expected in ((False, exact), (True, 2 * exact)):
+        compiled.product(kernels.product_address(), *given, flip_a, flip_b, out, keep)
+        np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+    assert (whole[0] == 1).all()
+    assert (whole[m + 1 :] == 1).all()
+
+
+def test_products_by_scipy_s_blas(monkeypatch):
+    monkeypatch.setattr(kernels.ctypes, "CDLL", lambda name: object())
+    address = kernels.product_address.__wrapped__()
+    assert address != kernels.product_address()
+    a, b = (np.random.default_rng(k).normal(size=(6, 6)).astype(np.float32) for k in (0, 1))
+    out = np.empty((6, 6), np.float32)
+    compiled.product(address, a, b, False, True, out, False)
+    np.testing.assert_allclose(out, a @ b.T, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_rows", [0, 3, 16, 1003])
+def test_column_sums(n_rows):
+    x = np.random.default_rng(0).normal(size=(n_rows, 7)).astype(np.float32)
+    out = np.empty(7, np.float32)
+    compiled.column_sums(x, out)
+    np.testing.assert_allclose(out, x.sum(0, dtype=float), rtol=0, atol=2e-6 * (1 + n_rows**0.5))
 
 
 def test_threads_change_no_byte(monkeypatch, threads):

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 EPS = np.float32(1e-7)
@@ -68,6 +69,8 @@ def _compile(fastmath: set[str]) -> Callable[[Callable[..., Any]], Callable[...,
 _strict = _compile({"contract", "nsz"})
 # Sums may be added in any order (that of the vector lanes, the same at every call).
 _loose = _compile({"contract", "nsz", "reassoc"})
+
+_AS_IS, _FLIPPED = ord("N"), ord("T")
 
 _intrinsic: Any = intrinsic  # whose decorated functions lose their first argument
 _I32, _F32 = ir.IntType(32), ir.FloatType()
@@ -177,6 +180,129 @@ def digamma(x: float) -> float:
     r = 1.0 / (x * x)
     series = r * (1 / 12 - r * (1 / 120 - r * (1 / 252 - r * (1 / 240 - r * (1 / 132)))))
     return shift + math.log(x) - 0.5 / x - series
+
+
+# -- blocks --------------------------------------------------------------------------------
+
+# Functions of many blocks are called once a thread, by all threads with the same arguments but for
+# `slot`, the number of the thread. Each takes the next block when it is done with one, until none
+# is left, and needs no lock of Python meanwhile.
+
+
+@_intrinsic
+def _take(typing_context: Any, counter: Any) -> Any:
+    """Next number of a counter, int64 (1,), that threads share."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (array_type,), (array,) = signature.args, arguments
+        data = context.make_array(array_type)(context, builder, array).data
+        return builder.atomic_rmw("add", data, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counter), generate
+
+
+@_intrinsic
+def _sgemm(
+    typing_context: Any,
+    address: Any,
+    letter_a: Any,
+    letter_b: Any,
+    n_rows: Any,
+    n_columns: Any,
+    n_inner: Any,
+    a: Any,
+    stride_a: Any,
+    b: Any,
+    stride_b: Any,
+    beta: Any,
+    c: Any,
+    stride_c: Any,
+) -> Any:
+    """SGEMM of BLAS with α = 1, all matrices by columns."""
+    integer, pointer = ir.IntType(32), cgutils.voidptr_t
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def stored(value: Any) -> Any:
+            return builder.bitcast(cgutils.alloca_once_value(builder, value), pointer)
+
+        def data(at: int) -> Any:
+            array = context.make_array(signature.args[at])(context, builder, arguments[at])
+            return builder.bitcast(array.data, pointer)
+
+        def number(at: int) -> Any:
+            return stored(builder.trunc(arguments[at], integer))
+
+        function = ir.FunctionType(ir.VoidType(), [pointer] * 13)
+        call = builder.inttoptr(arguments[0], function.as_pointer())
+        letters = [stored(builder.trunc(arguments[at], ir.IntType(8))) for at in (1, 2)]
+        sizes = [number(at) for at in (3, 4, 5)]
+        one = stored(ir.Constant(_F32, 1.0))
+        builder.call(
+            call,
+            [*letters, *sizes, one, data(6), number(7), data(8), number(9), stored(arguments[10]),
+             data(11), number(12)],
+        )  # fmt: skip
+        return context.get_dummy_value()
+
+    wide = [types.int64] * 6
+    return types.void(
+        *wide, a, types.int64, b, types.int64, types.float32, c, types.int64
+    ), generate
+
+
+@_strict
+def product(
+    gemm: int, a: np.ndarray, b: np.ndarray, flip_a: bool, flip_b: bool, out: np.ndarray, keep: bool
+) -> None:
+    """a·b, or with their transposes, to `out`, or added to it; rows without gaps.
+
+    Parameters
+    ----------
+    gemm
+        Address of SGEMM (`scbraid.nn.kernels.product_address`).
+    a, b
+        (m, k) and (k, n); (k, m) and (n, k) where they are flipped.
+    out
+        (m, n).
+    keep
+        Add to `out`.
+    """
+    # What lies by rows is the transpose of what lies by columns: (a·b)ᵀ = bᵀ·aᵀ.
+    n_inner = a.shape[0] if flip_a else a.shape[1]
+    _sgemm(
+        gemm,
+        _FLIPPED if flip_b else _AS_IS,
+        _FLIPPED if flip_a else _AS_IS,
+        out.shape[1],
+        out.shape[0],
+        n_inner,
+        b,
+        max(b.strides[0] // 4, b.shape[1], 1),
+        a,
+        max(a.strides[0] // 4, a.shape[1], 1),
+        _ONE if keep else _ZERO,
+        out,
+        max(out.strides[0] // 4, out.shape[1], 1),
+    )
+
+
+@_strict
+def column_sums(x: np.ndarray, out: np.ndarray) -> None:
+    """Sums over the rows of (n, k) to `out` (k,); of 16 rows at a time, so that they stay exact."""
+    n_rows, n_columns = x.shape
+    whole = n_rows - n_rows % 16
+    for c in range(n_columns):
+        out[c] = _ZERO
+    for i in range(0, whole, 16):
+        for c in range(n_columns):
+            a = (x[i, c] + x[i + 1, c]) + (x[i + 2, c] + x[i + 3, c])
+            b = (x[i + 4, c] + x[i + 5, c]) + (x[i + 6, c] + x[i + 7, c])
+            d = (x[i + 8, c] + x[i + 9, c]) + (x[i + 10, c] + x[i + 11, c])
+            e = (x[i + 12, c] + x[i + 13, c]) + (x[i + 14, c] + x[i + 15, c])
+            out[c] += (a + b) + (d + e)
+    for i in range(whole, n_rows):
+        for c in range(n_columns):
+            out[c] += x[i, c]
 
 
 # -- random numbers ------------------------------------------------------------------------
@@ -538,6 +664,174 @@ def scale_gradient(
         grad_scale[j] = _ZERO if scale[j] == _ZERO else total / scale[j]
 
 
+@_strict
+def exponentiate_blocks(
+    counter: np.ndarray,
+    slot: int,
+    gemm: int,
+    width: int,
+    u: np.ndarray,
+    weight: np.ndarray,
+    scale: np.ndarray,
+    bias: np.ndarray,
+    shares: np.ndarray,
+    top: np.ndarray,
+    total: np.ndarray,
+    columns: np.ndarray,
+    order: np.ndarray,
+    bounds: np.ndarray,
+) -> None:
+    """Logits and `softmax_block` of every block; and `order_by_block`.
+
+    Parameters
+    ----------
+    counter, slot
+        Of blocks and threads.
+    gemm
+        As of `product`.
+    width
+        Features of a block.
+    u, weight
+        (n_cells, k) and (n_features, k).
+    scale, bias, shares
+        As of `softmax_block`, of all features.
+    top, total
+        (n_blocks, n_cells).
+    columns, order, bounds
+        As of `order_by_block`.
+    """
+    n_features = weight.shape[0]
+    n_blocks = top.shape[0]
+    k = _take(counter) - 1
+    while k < n_blocks:
+        if k < 0:
+            order_by_block(columns, width, order, bounds)
+        else:
+            first = k * width
+            last = min(first + width, n_features)
+            part = shares[first:last]
+            product(gemm, weight[first:last], u, False, True, part, False)
+            softmax_block(part, scale[first:last], bias[first:last], top[k], total[k])
+        k = _take(counter) - 1
+
+
+@_strict
+def negative_binomial_blocks(
+    counter: np.ndarray,
+    slot: int,
+    width: int,
+    shares: np.ndarray,
+    factor: np.ndarray,
+    theta: np.ndarray,
+    inverse_theta: np.ndarray,
+    logs: np.ndarray,
+    slopes: np.ndarray,
+    slopes_nonzero: np.ndarray,
+    row_sums: np.ndarray,
+    scratch: np.ndarray,
+    order: np.ndarray,
+    bounds: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    values: np.ndarray,
+    pulls: np.ndarray,
+    losses: np.ndarray,
+) -> None:
+    """`negative_binomial_block` and `nonzero_terms` of every block.
+
+    `factor` and `row_sums` are (n_blocks, n_cells), `scratch` has a row a thread, `losses` one
+    number a block; everything else is as there, of all features and entries.
+    """
+    n_features = shares.shape[0]
+    k = _take(counter)
+    while k < losses.size:
+        first = k * width
+        last = min(first + width, n_features)
+        negative_binomial_block(
+            shares[first:last],
+            factor[k],
+            inverse_theta[first:last],
+            logs[first:last],
+            slopes[first:last],
+            row_sums[k],
+            scratch[slot],
+        )
+        losses[k] = nonzero_terms(
+            bounds[k],
+            bounds[k + 1],
+            order,
+            rows,
+            columns,
+            values,
+            shares,
+            factor[k],
+            theta,
+            slopes_nonzero,
+            row_sums[k],
+            pulls,
+        )
+        k = _take(counter)
+
+
+@_strict
+def gradient_blocks(
+    counter: np.ndarray,
+    slot: int,
+    gemm: int,
+    width: int,
+    u: np.ndarray,
+    weight: np.ndarray,
+    scale: np.ndarray,
+    shares: np.ndarray,
+    factor: np.ndarray,
+    inverse_theta: np.ndarray,
+    row_mean: np.ndarray,
+    upstream: float,
+    order: np.ndarray,
+    bounds: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    pulls: np.ndarray,
+    work: np.ndarray,
+    grads_u: np.ndarray,
+    grad_weight: np.ndarray,
+    grad_scale: np.ndarray,
+    grad_bias: np.ndarray,
+) -> None:
+    """`negative_binomial_gradient` of every block, and through the product to u and weights.
+
+    `work` is (n_threads, width, n_cells), `grads_u` (n_blocks, k, n_cells): what each block adds
+    to dL/du, transposed, because the product is a third faster. Everything else is as there.
+    """
+    n_features = shares.shape[0]
+    k = _take(counter)
+    while k < grads_u.shape[0]:
+        first = k * width
+        last = min(first + width, n_features)
+        grad = work[slot, : last - first]
+        negative_binomial_gradient(
+            shares[first:last],
+            factor[k],
+            inverse_theta[first:last],
+            row_mean,
+            scale[first:last],
+            upstream,
+            order[bounds[k] : bounds[k + 1]],
+            rows,
+            columns,
+            pulls[bounds[k] : bounds[k + 1]],
+            first,
+            grad,
+            grad_bias[first:last],
+        )
+        product(gemm, weight[first:last], grad, True, False, grads_u[k], False)
+        product(gemm, grad, u, False, False, grad_weight[first:last], False)
+        scale_gradient(
+            grad_weight[first:last], weight[first:last], scale[first:last], grad_scale[first:last]
+        )
+        k = _take(counter)
+
+
 # -- graph ---------------------------------------------------------------------------------
 
 
@@ -557,6 +851,25 @@ def sparse_product(
             j, value = indices[at], values[at]
             for k in range(out.shape[1]):
                 out[i, k] += value * dense[j, k]
+
+
+@_strict
+def sparse_product_blocks(
+    counter: np.ndarray,
+    slot: int,
+    height: int,
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    values: np.ndarray,
+    dense: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """`sparse_product`, `height` rows at a time."""
+    first = _take(counter) * height
+    while first < out.shape[0]:
+        last = min(first + height, out.shape[0])
+        sparse_product(indptr[first:], indices, values, dense, out[first:last])
+        first = _take(counter) * height
 
 
 @_loose
@@ -624,38 +937,241 @@ def softplus_gaussian_gradient(
         grad_raw[i] = of_sample[i] * g + of_kl[i] * grad_kl
 
 
-@_loose
-def edge_logits(
-    v: np.ndarray, source: np.ndarray, target: np.ndarray, sign: np.ndarray, logits: np.ndarray
+@_strict
+def sample_vertices_blocks(
+    counter: np.ndarray,
+    slot: int,
+    gemm: int,
+    height: int,
+    seed: np.uint64,
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    values: np.ndarray,
+    table: np.ndarray,
+    mean_weight: np.ndarray,
+    mean_bias: np.ndarray,
+    raw_weight: np.ndarray,
+    raw_bias: np.ndarray,
+    hidden: np.ndarray,
+    mean: np.ndarray,
+    raw: np.ndarray,
+    noise: np.ndarray,
+    sample: np.ndarray,
+    kls: np.ndarray,
 ) -> None:
-    """s·⟨v_i, v_j⟩ of edges (n_edges,), of vertices (n_vertices, k)."""
-    for e in range(source.size):
-        i, j = source[e], target[e]
-        total = _ZERO
-        for k in range(v.shape[1]):
-            total += v[i, k] * v[j, k]
-        logits[e] = total * sign[e]
+    """Propagation, both heads and `softplus_gaussian`, `height` vertices at a time.
+
+    Parameters
+    ----------
+    counter, slot
+        Of blocks and threads.
+    gemm
+        As of `product`.
+    height
+        Vertices of a block, even.
+    seed
+        Of the noise.
+    indptr, indices, values
+        CSR (n, n).
+    table
+        (n, k).
+    mean_weight, mean_bias, raw_weight, raw_bias
+        Of the heads, (k, k) and (k,).
+    hidden, mean, raw, sample
+        (n, k); written.
+    noise
+        n·k numbers, and one to spare; written.
+    kls
+        KL of each block; written.
+    """
+    n_vertices, n_dims = table.shape
+    k = _take(counter)
+    while k < kls.size:
+        first = k * height
+        last = min(first + height, n_vertices)
+        of_hidden, of_mean, of_raw = hidden[first:last], mean[first:last], raw[first:last]
+        sparse_product(indptr[first:], indices, values, table, of_hidden)
+        for i in range(last - first):
+            for c in range(n_dims):
+                of_mean[i, c] = mean_bias[c]
+                of_raw[i, c] = raw_bias[c]
+        product(gemm, of_hidden, mean_weight, False, True, of_mean, True)
+        product(gemm, of_hidden, raw_weight, False, True, of_raw, True)
+        # Two numbers come of one draw of 64 bits; of an odd last block one is left over.
+        start, n_pairs = first * n_dims, ((last - first) * n_dims + 1) // 2
+        middle, stop = start + n_pairs, start + 2 * n_pairs
+        normal_pairs(seed, start // 2, noise[start:middle], noise[middle:stop])
+        kls[k] = softplus_gaussian(
+            of_mean.reshape(-1),
+            of_raw.reshape(-1),
+            noise[start : last * n_dims],
+            sample[first:last].reshape(-1),
+        )
+        k = _take(counter)
 
 
 @_strict
-def edge_gradient(
+def sample_vertices_gradient_blocks(
+    counter: np.ndarray,
+    slot: int,
+    gemm: int,
+    height: int,
+    grad_sample: np.ndarray,
+    grad_kl: float,
+    mean: np.ndarray,
+    of_kl: np.ndarray,
+    of_sample: np.ndarray,
+    hidden: np.ndarray,
+    mean_weight: np.ndarray,
+    raw_weight: np.ndarray,
+    work: np.ndarray,
+    grad_hidden: np.ndarray,
+    grads_weight: np.ndarray,
+    grads_bias: np.ndarray,
+) -> None:
+    """Gradients of `sample_vertices_blocks` but for the propagation.
+
+    `of_kl` and `of_sample` are what it left in `raw` and `noise`; `work` is (n_threads, 2, height,
+    k); of each block come `grads_weight` (n_blocks, 2, k, k) and `grads_bias` (n_blocks, 2, k) of
+    both heads, so that sums over blocks have one order whichever thread made which.
+    """
+    n_vertices, n_dims = mean.shape
+    k = _take(counter)
+    while k < grads_weight.shape[0]:
+        first = k * height
+        last = min(first + height, n_vertices)
+        of_mean, of_raw = work[slot, 0, : last - first], work[slot, 1, : last - first]
+        softplus_gaussian_gradient(
+            grad_sample[first:last].reshape(-1),
+            grad_kl,
+            mean[first:last].reshape(-1),
+            of_kl[first:last].reshape(-1),
+            of_sample[first * n_dims : last * n_dims],
+            of_mean.reshape(-1),
+            of_raw.reshape(-1),
+        )
+        product(gemm, of_mean, mean_weight, False, False, grad_hidden[first:last], False)
+        product(gemm, of_raw, raw_weight, False, False, grad_hidden[first:last], True)
+        for h, grad in enumerate((of_mean, of_raw)):
+            product(gemm, grad, hidden[first:last], True, False, grads_weight[k, h], False)
+            column_sums(grad, grads_bias[k, h])
+        k = _take(counter)
+
+
+@_loose
+def _edge_block(
     v: np.ndarray,
     source: np.ndarray,
     target: np.ndarray,
     sign: np.ndarray,
-    grad_logits: np.ndarray,
-    grad: np.ndarray,
-    first: int,
-    last: int,
+    label: np.ndarray,
+    slopes: np.ndarray,
+    sums: np.ndarray,
 ) -> None:
-    """Gradient of `edge_logits` added to columns of (n_vertices, k), edge after edge."""
+    positive, negative, n_positive = _ZERO, _ZERO, 0
     for e in range(source.size):
         i, j = source[e], target[e]
-        scale = grad_logits[e] * sign[e]
-        for k in range(first, last):
-            grad[i, k] += scale * v[j, k]
-        for k in range(first, last):
-            grad[j, k] += scale * v[i, k]
+        logit = _ZERO
+        for k in range(v.shape[1]):
+            logit += v[i, k] * v[j, k]
+        slopes[e] = logit * sign[e]
+    for e in range(source.size):
+        x = slopes[e]
+        exists = label[e] > _HALF
+        small = exp_negative(-x if x > _ZERO else x)
+        sigmoid = (_ONE if x > _ZERO else small) / (_ONE + small)
+        # −log σ(x) is softplus(−x), −log(1 − σ(x)) is softplus(x).
+        y = -x if exists else x
+        loss = (y if y > _ZERO else _ZERO) + log1p_unit(small)
+        # σ(x) − 1 without the difference, which has no digits left where σ is near one.
+        opposite = (small if x > _ZERO else _ONE) / (_ONE + small)
+        slopes[e] = -opposite if exists else sigmoid
+        positive += loss if exists else _ZERO
+        negative += _ZERO if exists else loss
+        n_positive += 1 if exists else 0
+    sums[0], sums[1], sums[2] = positive, negative, n_positive
+
+
+@_strict
+def edge_blocks(
+    counter: np.ndarray,
+    slot: int,
+    length: int,
+    v: np.ndarray,
+    source: np.ndarray,
+    target: np.ndarray,
+    sign: np.ndarray,
+    label: np.ndarray,
+    slopes: np.ndarray,
+    sums: np.ndarray,
+) -> None:
+    """Cross-entropies of edges with logits s·⟨v_i, v_j⟩, `length` edges at a time.
+
+    Parameters
+    ----------
+    counter, slot
+        Of blocks and threads.
+    length
+        Edges of a block.
+    v
+        Vertices (n_vertices, k).
+    source, target, sign, label
+        (n_edges,); label 1 where the edge exists, else 0.
+    slopes
+        σ(logit) − label, (n_edges,); written.
+    sums
+        Loss of the edges that exist, of the others, and number of the first, of each block,
+        float64 (n_blocks, 3); written.
+    """
+    k = _take(counter)
+    while k < sums.shape[0]:
+        first, last = k * length, min((k + 1) * length, source.size)
+        _edge_block(
+            v,
+            source[first:last],
+            target[first:last],
+            sign[first:last],
+            label[first:last],
+            slopes[first:last],
+            sums[k],
+        )
+        k = _take(counter)
+
+
+@_strict
+def edge_gradient_blocks(
+    counter: np.ndarray,
+    slot: int,
+    width: int,
+    v: np.ndarray,
+    source: np.ndarray,
+    target: np.ndarray,
+    sign: np.ndarray,
+    label: np.ndarray,
+    slopes: np.ndarray,
+    of_positive: float,
+    of_negative: float,
+    grad: np.ndarray,
+) -> None:
+    """Gradient of `edge_blocks`: columns of (n_vertices, k), `width` at a time, edge after edge.
+
+    Edges meet in vertices, columns never do. `of_positive` and `of_negative` are what a loss of
+    either kind counts.
+    """
+    first = _take(counter) * width
+    while first < v.shape[1]:
+        last = min(first + width, v.shape[1])
+        for i in range(grad.shape[0]):
+            for k in range(first, last):
+                grad[i, k] = _ZERO
+        for e in range(source.size):
+            i, j = source[e], target[e]
+            scale = sign[e] * slopes[e] * (of_positive if label[e] > _HALF else of_negative)
+            for k in range(first, last):
+                grad[i, k] += scale * v[j, k]
+            for k in range(first, last):
+                grad[j, k] += scale * v[i, k]
+        first = _take(counter) * width
 
 
 # -- hidden layers -------------------------------------------------------------------------

@@ -16,9 +16,9 @@ from scbraid.nn import kernels
 from scbraid.nn.blocked import csr_product
 from scbraid.nn.gaussian import softplus_gaussian
 from scbraid.nn.negative_binomial import EPS
-from scbraid.nn.random import standard_normal_like
+from scbraid.nn.random import draw_seed
 
-# Vertices whose embeddings, of the usual width, fit the cache of one CPU core five times.
+# Vertices whose embeddings, of the usual width, fit the cache of one CPU core five times. Even.
 _VERTICES_OF_BLOCK = 1024
 # So many that handing a block to a thread costs nothing beside it.
 _EDGES_OF_BLOCK = 4096
@@ -94,15 +94,12 @@ def _multiply(matrix: Csr, dense: Tensor) -> Tensor:
     compiled = kernels.for_tensors(matrix[2], dense)
     if compiled is None:
         return csr_product(*matrix, (n_rows, len(dense)), dense)
-    indptr, indices, values = (part.numpy() for part in matrix)
     out = dense.new_empty(n_rows, dense.shape[1])
-    outs, of_dense = out.numpy(), dense.numpy()
-
-    def multiply(k: int, slot: int) -> None:
-        rows = slice(k * _VERTICES_OF_BLOCK, (k + 1) * _VERTICES_OF_BLOCK)
-        compiled.sparse_product(indptr[rows.start :], indices, values, of_dense, outs[rows])
-
-    kernels.each_block(multiply, -(-len(out) // _VERTICES_OF_BLOCK))
+    kernels.share(
+        compiled.sparse_product_blocks,
+        _VERTICES_OF_BLOCK,
+        *(part.numpy() for part in (*matrix, dense, out)),
+    )
     return out
 
 
@@ -162,15 +159,25 @@ class GraphEncoder(nn.Module):
         hidden = self.propagate(self.table)
         return self.mean(hidden), F.softplus(self.std(hidden)) + EPS
 
-    def sample(self) -> tuple[Tensor, Tensor]:
-        """Draw all vertices from q(v | G); return them and the KL to N(0, I), mean a vertex."""
-        heads = (self.mean.weight, self.mean.bias, self.std.weight, self.std.bias)
-        if kernels.for_tensors(self.table, *heads) is not None:
-            matrix, transpose = self.propagate.matrix, self.propagate.transpose
-            v, kl = _SampledVertices.apply(matrix, transpose, self.table, *heads)
-        else:
+    def draw_seed(self) -> np.uint64 | None:
+        """Draw what decides the next sample, where the sample itself draws nothing more."""
+        return draw_seed() if kernels.for_tensors(*self.parameters()) is not None else None
+
+    def sample(self, seed: np.uint64 | None = None) -> tuple[Tensor, Tensor]:
+        """Draw all vertices from q(v | G); return them and the KL to N(0, I), mean a vertex.
+
+        Parameters
+        ----------
+        seed
+            From `draw_seed`; one is drawn where it is None.
+        """
+        if (seed := self.draw_seed() if seed is None else seed) is None:
             hidden = self.propagate(self.table)
             v, kl = softplus_gaussian(self.mean(hidden), self.std(hidden))
+        else:
+            heads = (self.mean.weight, self.mean.bias, self.std.weight, self.std.bias)
+            matrix, transpose = self.propagate.matrix, self.propagate.transpose
+            v, kl = _SampledVertices.apply(seed, matrix, transpose, self.table, *heads)
         return v, kl / len(v)
 
 
@@ -180,6 +187,7 @@ class _SampledVertices(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        seed: np.uint64,
         matrix: Csr,
         transpose: Csr,
         table: Tensor,
@@ -190,23 +198,21 @@ class _SampledVertices(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         from scbraid.nn import compiled
 
-        indptr, indices, values = (part.numpy() for part in matrix)
-        noise = standard_normal_like(table)
         hidden, mean, raw, sample = (torch.empty_like(table) for _ in range(4))
-        hiddens, means, raws, noises, samples = (
-            part.split(_VERTICES_OF_BLOCK) for part in (hidden, mean, raw, noise, sample)
+        noise = table.new_empty(table.numel() + 1)
+        kls = np.empty(-(-len(table) // _VERTICES_OF_BLOCK))
+        tensors = (
+            *matrix, table, mean_weight, mean_bias, raw_weight, raw_bias,
+            hidden, mean, raw, noise, sample,
+        )  # fmt: skip
+        kernels.share(
+            compiled.sample_vertices_blocks,
+            kernels.product_address(),
+            _VERTICES_OF_BLOCK,
+            seed,
+            *(tensor.numpy() for tensor in tensors),
+            kls,
         )
-        kls = np.empty(len(hiddens))
-        of_table = table.numpy()
-
-        def draw(k: int, slot: int) -> None:
-            starts = indptr[k * _VERTICES_OF_BLOCK :]
-            compiled.sparse_product(starts, indices, values, of_table, hiddens[k].numpy())
-            torch.addmm(mean_bias, hiddens[k], mean_weight.T, out=means[k])
-            torch.addmm(raw_bias, hiddens[k], raw_weight.T, out=raws[k])
-            kls[k] = compiled.softplus_gaussian(*_flat(means[k], raws[k], noises[k], samples[k]))
-
-        kernels.each_block(draw, len(hiddens))
         # The draw has left the derivatives of KL and sample in place of raw and noise.
         ctx.save_for_backward(hidden, mean, raw, noise, mean_weight, raw_weight)
         ctx.transpose = transpose
@@ -214,32 +220,30 @@ class _SampledVertices(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, mean, of_kl, of_sample, *weights = ctx.saved_tensors
+        hidden, mean, of_kl, of_sample, mean_weight, raw_weight = ctx.saved_tensors
         from scbraid.nn import compiled
 
-        grad_sample = grad_outputs[0].contiguous()
-        grad_kl = np.float32(grad_outputs[1].item())
+        (n_vertices, width), height = hidden.shape, _VERTICES_OF_BLOCK
+        n_blocks = -(-n_vertices // height)
         grad_hidden = torch.empty_like(hidden)
-        tables = (hidden, grad_hidden, grad_sample, mean, of_kl, of_sample)
-        blocks = [table.split(_VERTICES_OF_BLOCK) for table in tables]
-        n_blocks, width = len(blocks[0]), hidden.shape[1]
-        work = hidden.new_empty(kernels.n_slots(), 2, len(blocks[0][0]), width)
-        # Of each block: sums over blocks are then in one order, whatever thread made which.
+        work = hidden.new_empty(kernels.n_slots(), 2, min(height, n_vertices), width)
         grads_weight = hidden.new_empty(n_blocks, 2, width, width)
         grads_bias = hidden.new_empty(n_blocks, 2, width)
-
-        def differentiate(k: int, slot: int) -> None:
-            of_hidden, of_grad, sampled, *left = (parts[k] for parts in blocks)
-            grads = work[slot, :, : len(of_hidden)]
-            compiled.softplus_gaussian_gradient(*_flat(sampled), grad_kl, *_flat(*left, *grads))
-            torch.mm(grads[0], weights[0], out=of_grad)
-            of_grad.addmm_(grads[1], weights[1])
-            torch.bmm(grads.mT, of_hidden.expand(2, -1, -1), out=grads_weight[k])
-            torch.sum(grads, 1, out=grads_bias[k])
-
-        kernels.each_block(differentiate, n_blocks)
+        tensors = (
+            mean, of_kl, of_sample, hidden, mean_weight, raw_weight, work,
+            grad_hidden, grads_weight, grads_bias,
+        )  # fmt: skip
+        kernels.share(
+            compiled.sample_vertices_gradient_blocks,
+            kernels.product_address(),
+            height,
+            grad_outputs[0].contiguous().numpy(),
+            np.float32(grad_outputs[1].item()),
+            *(tensor.numpy() for tensor in tensors),
+        )
         grad_weights, grad_biases = grads_weight.sum(0), grads_bias.sum(0)
         return (
+            None,
             None,
             None,
             _multiply(ctx.transpose, grad_hidden),
@@ -248,10 +252,6 @@ class _SampledVertices(torch.autograd.Function):
             grad_weights[1],
             grad_biases[1],
         )
-
-
-def _flat(*tensors: Tensor) -> list[np.ndarray]:
-    return [tensor.view(-1).numpy() for tensor in tensors]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -406,40 +406,55 @@ class _EdgeLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor, source: Tensor, target: Tensor, sign: Tensor) -> Tensor:
         ctx.save_for_backward(v, source, target, sign)
-        compiled = kernels.for_tensors(v)
-        if compiled is not None:
-            logits = torch.empty_like(sign)
-            of_v, *ends = (part.numpy() for part in (v, source, target, sign, logits))
-
-            def multiply(k: int, slot: int) -> None:
-                edges = slice(k * _EDGES_OF_BLOCK, (k + 1) * _EDGES_OF_BLOCK)
-                compiled.edge_logits(of_v, *(part[edges] for part in ends))
-
-            kernels.each_block(multiply, -(-len(sign) // _EDGES_OF_BLOCK))
-            return logits
         return torch.linalg.vecdot(v.index_select(0, source), v.index_select(0, target)) * sign
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         v, source, target, sign = ctx.saved_tensors
         grad = torch.zeros_like(v)
-        compiled = kernels.for_tensors(v)
-        if compiled is not None:
-            parts = (v, source, target, sign, grad_outputs[0].contiguous(), grad)
-            arrays = [part.numpy() for part in parts]
-            # Edges meet in vertices, columns never do.
-            bounds = np.arange(0, v.shape[1] + _COLUMNS_OF_BLOCK, _COLUMNS_OF_BLOCK)
-            bounds[-1] = v.shape[1]
-
-            def scatter(k: int, slot: int) -> None:
-                compiled.edge_gradient(*arrays, bounds[k], bounds[k + 1])
-
-            kernels.each_block(scatter, len(bounds) - 1)
-            return grad, None, None, None
         scale = (grad_outputs[0] * sign)[:, None]
         grad.index_add_(0, source, v.index_select(0, target).mul_(scale))
         grad.index_add_(0, target, v.index_select(0, source).mul_(scale))
         return grad, None, None, None
+
+
+class _CompiledEdgeNll(torch.autograd.Function):
+    """Logits, losses and slopes in one loop, the gradient in another."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, edges: EdgeBatch) -> Tensor:
+        from scbraid.nn import compiled
+
+        tensors = (
+            v,
+            edges.source,
+            edges.target,
+            edges.sign,
+            edges.label,
+            torch.empty_like(edges.sign),
+        )
+        arrays = [tensor.numpy() for tensor in tensors]
+        n_edges = len(edges.sign)
+        sums = np.empty((-(-n_edges // _EDGES_OF_BLOCK), 3))
+        kernels.share(compiled.edge_blocks, _EDGES_OF_BLOCK, *arrays, sums)
+        positive, negative, n_positive = sums.sum(0)
+        numbers = n_positive, n_edges - n_positive
+        n_classes = sum(number > 0 for number in numbers)
+        ctx.weights = [1 / (n_classes * max(number, 1)) for number in numbers]
+        ctx.arrays = arrays
+        return v.new_tensor(positive * ctx.weights[0] + negative * ctx.weights[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        from scbraid.nn import compiled
+
+        upstream = grad_outputs[0].item()
+        weights = [np.float32(upstream * weight) for weight in ctx.weights]
+        grad = grad_outputs[0].new_empty(ctx.arrays[0].shape)
+        kernels.share(
+            compiled.edge_gradient_blocks, _COLUMNS_OF_BLOCK, *ctx.arrays, *weights, grad.numpy()
+        )
+        return grad, None
 
 
 def edge_nll(v: Tensor, edges: EdgeBatch) -> Tensor:
@@ -452,6 +467,8 @@ def edge_nll(v: Tensor, edges: EdgeBatch) -> Tensor:
     edges
         Sampled edges. When one class is absent, the mean of the other stands alone.
     """
+    if kernels.for_tensors(v, edges.sign) is not None:
+        return _CompiledEdgeNll.apply(v.contiguous(), edges)
     logits = _EdgeLogits.apply(v, edges.source, edges.target, edges.sign)
     losses = F.binary_cross_entropy_with_logits(logits, edges.label, reduction="none")
     n_positive = edges.label.sum()

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import ctypes
 import functools
 import gc
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from scbraid.train.devices import has_numba
+
+T = TypeVar("T")
 
 # Threads of blocks while torch is kept to one; 0 when it is not.
 _reserved = 0
@@ -40,11 +46,6 @@ def each_block(work: Callable[[int, int], None], n_blocks: int) -> None:
     a product of a block that is shared takes several times as long (50 x 1,024 x 128 on two threads
     of one core: 0.59 ms, on one 0.08 ms), and its idle threads would take turns with ours.
     """
-    n_threads = min(n_slots(), n_blocks)
-    if n_threads <= 1:
-        for block in range(n_blocks):
-            work(block, 0)
-        return
     following = itertools.count()
 
     def take(slot: int) -> None:
@@ -52,14 +53,55 @@ def each_block(work: Callable[[int, int], None], n_blocks: int) -> None:
             while (block := next(following)) < n_blocks:
                 work(block, slot)
 
-    with one_thread():
-        others = [_threads(n_threads - 1).submit(take, slot) for slot in range(1, n_threads)]
+    _on_threads(take, min(n_slots(), n_blocks))
+
+
+def share(loop: Callable[..., None], *arguments: Any) -> None:
+    """Call ``loop(counter, slot, *arguments)`` of `scbraid.nn.compiled` on each of these threads.
+
+    As `each_block`, for loops that take their blocks themselves, by the counter, and need Python
+    no more until none is left.
+    """
+    counter = np.zeros(1, np.int64)
+    _on_threads(lambda slot: loop(counter, slot, *arguments), n_slots())
+
+
+def _on_threads(work: Callable[[int], None], n_threads: int) -> None:
+    if n_threads <= 1:
+        work(0)
+        return
+    with contextlib.nullcontext() if _reserved else one_thread():
+        threads = _threads(n_slots() - 1)
+        others = [threads.submit(work, slot) for slot in range(1, n_threads)]
         try:
-            take(0)
+            work(0)
         finally:
+            # A thread that is busy with something else has not begun, and need not any more.
+            others = [other for other in others if not other.cancel()]
             concurrent.futures.wait(others)
     for other in others:
         other.result()
+
+
+@contextlib.contextmanager
+def beside(work: Callable[[], T]) -> Iterator[Callable[[], T]]:
+    """Do `work` on another thread while the block runs; give what returns its result after it.
+
+    For two things that need nothing of each other, inside `one_thread`. Where there is no second
+    thread, the work is done before the block. One of the two at most may draw from torch's
+    generators, so that their order is the same in both cases. Leaving the block waits for the work
+    and raises what it raised.
+    """
+    if _reserved <= 1:
+        result = work()
+        yield lambda: result
+        return
+    future = _threads(_reserved - 1).submit(work)
+    try:
+        yield future.result
+    finally:
+        concurrent.futures.wait([future])
+    future.result()
 
 
 def n_slots() -> int:
@@ -83,6 +125,20 @@ def one_thread() -> Iterator[None]:
     finally:
         n_threads, _reserved = before
         torch.set_num_threads(n_threads)
+
+
+@functools.cache
+def product_address() -> int:
+    """Return the address of SGEMM, which compiled loops call: torch's own, or else SciPy's."""
+    folder = Path(torch.__file__).parent / "lib"
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):
+        if (folder / name).exists():
+            function = getattr(ctypes.CDLL(str(folder / name)), "sgemm_", None)
+            if function is not None:
+                return int(ctypes.cast(function, ctypes.c_void_p).value or 0)
+    from numba.extending import get_cython_function_address
+
+    return int(get_cython_function_address("scipy.linalg.cython_blas", "sgemm"))
 
 
 @functools.cache

@@ -173,7 +173,8 @@ class _SoftmaxNegativeBinomial(torch.autograd.Function):
 class _Swept:
     """What the forward pass of the compiled loops leaves for the backward pass."""
 
-    blocks: list[slice]
+    width: int
+    n_blocks: int
     counts: CountBatch
     shares: np.ndarray
     factor: np.ndarray
@@ -205,59 +206,46 @@ class _CompiledNegativeBinomial(torch.autograd.Function):
         from scbraid.nn import compiled
 
         n_cells, n_features = counts.shape
-        blocks = _blocks(n_features, n_cells, _BLOCK_ENTRIES_COMPILED)
-        width = blocks[0].stop
+        width = _block_width(n_features, n_cells, _BLOCK_ENTRIES_COMPILED)
+        n_blocks = -(-n_features // width)
         theta = log_theta.exp()
         inverse_theta, theta_array = theta.reciprocal().numpy(), theta.numpy()
         rows, columns = counts.rows.numpy(), counts.columns.numpy()
         values, library = counts.values.numpy(), counts.library.numpy()
 
-        exponentials = u.new_empty(n_features, n_cells)
-        shares = exponentials.numpy()
-        top = np.empty((len(blocks), n_cells), np.float32)
+        shares = u.new_empty(n_features, n_cells).numpy()
+        top = np.empty((n_blocks, n_cells), np.float32)
         total = np.empty_like(top)
-        alpha, beta = scale.numpy(), bias.numpy()
-        parts, outs = weight.split(width), exponentials.split(width)
-
-        def exponentiate(k: int, slot: int) -> None:
-            block = blocks[k]
-            torch.mm(parts[k], u.T, out=outs[k])
-            compiled.softmax_block(shares[block], alpha[block], beta[block], top[k], total[k])
-
-        kernels.each_block(exponentiate, len(blocks))
+        order = np.empty(len(rows), np.int64)
+        bounds = np.zeros(n_blocks + 1, np.int64)
+        parameters = (u.numpy(), weight.numpy(), scale.numpy(), bias.numpy())
+        kernels.share(
+            compiled.exponentiate_blocks, kernels.product_address(), width, *parameters, shares,
+            top, total, columns, order, bounds,
+        )  # fmt: skip
         with np.errstate(all="ignore"):  # what is not finite shows in the loss
             relative = np.exp(top - top.max(0))
             factor = relative * (library / (total * relative).sum(0))
 
-        order = np.empty(len(rows), np.int64)
-        bounds = np.zeros(len(blocks) + 1, np.int64)
-        compiled.order_by_block(columns, width, order, bounds)
         logs, slopes = np.empty(n_features, np.float32), np.empty(n_features, np.float32)
         slopes_x = np.zeros(n_features, np.float32)
         pulls = np.empty(len(rows), np.float32)
-        scratch = np.empty((kernels.n_slots(), width, n_cells), np.float32)
-        row_sums = np.zeros((len(blocks), n_cells), np.float32)
-        losses = np.empty(len(blocks))
-
-        def evaluate(k: int, slot: int) -> None:
-            block = blocks[k]
-            compiled.negative_binomial_block(
-                shares[block], factor[k], inverse_theta[block], logs[block], slopes[block],
-                row_sums[k], scratch[slot],
-            )  # fmt: skip
-            losses[k] = compiled.nonzero_terms(
-                bounds[k], bounds[k + 1], order, rows, columns, values, shares, factor[k],
-                theta_array, slopes_x, row_sums[k], pulls,
-            )  # fmt: skip
-
-        kernels.each_block(evaluate, len(blocks))
+        scratch = u.new_empty(kernels.n_slots(), width, n_cells).numpy()
+        row_sums = np.zeros((n_blocks, n_cells), np.float32)
+        losses = np.empty(n_blocks)
+        kernels.share(
+            compiled.negative_binomial_blocks, width, shares, factor, theta_array, inverse_theta,
+            logs, slopes, slopes_x, row_sums, scratch, order, bounds, rows, columns, values, pulls,
+            losses,
+        )  # fmt: skip
         row_sum = row_sums.sum(0, dtype=np.float64)
         with np.errstate(all="ignore"):
             # No product by BLAS: its threads would spin for the rest of the step.
             loss = losses.sum() + np.multiply(logs, theta_array, dtype=np.float64).sum()
 
         ctx.swept = _Swept(
-            blocks,
+            width,
+            n_blocks,
             counts,
             shares,
             factor,
@@ -276,33 +264,19 @@ class _CompiledNegativeBinomial(torch.autograd.Function):
         swept: _Swept = ctx.swept
         from scbraid.nn import compiled
 
-        upstream = np.float32(grad_outputs[0].item())
-        inverse_theta, alpha = theta.reciprocal().numpy(), scale.numpy()
-        rows, columns = swept.counts.rows.numpy(), swept.counts.columns.numpy()
-        # Transposed: the product is a third faster.
-        grads_u = u.new_empty(len(swept.blocks), u.shape[1], len(u))
+        counts = swept.counts
+        grads_u = u.new_empty(swept.n_blocks, u.shape[1], len(u))
         grad_weight = torch.empty_like(weight)
         grad_scale, grad_bias = torch.empty_like(scale), torch.empty_like(scale)
-        arrays = [tensor.numpy() for tensor in (grad_weight, weight, grad_scale, grad_bias)]
-        width = swept.blocks[0].stop
-        work = u.new_empty(kernels.n_slots(), width, len(u))
-        parts, outs = weight.split(width), grad_weight.split(width)
-
-        def differentiate(k: int, slot: int) -> None:
-            block = swept.blocks[k]
-            grad = work[slot, : len(parts[k])]
-            entries = slice(swept.bounds[k], swept.bounds[k + 1])
-            of_weight, own, of_scale, of_bias = (array[block] for array in arrays)
-            compiled.negative_binomial_gradient(
-                swept.shares[block], swept.factor[k], inverse_theta[block], swept.row_mean,
-                alpha[block], upstream, swept.order[entries], rows, columns, swept.pulls[entries],
-                block.start, grad.numpy(), of_bias,
-            )  # fmt: skip
-            torch.mm(parts[k].T, grad, out=grads_u[k])
-            torch.mm(grad, u, out=outs[k])
-            compiled.scale_gradient(of_weight, own, alpha[block], of_scale)
-
-        kernels.each_block(differentiate, len(swept.blocks))
+        work = u.new_empty(kernels.n_slots(), swept.width, len(u))
+        results = (work, grads_u, grad_weight, grad_scale, grad_bias)
+        kernels.share(
+            compiled.gradient_blocks, kernels.product_address(), swept.width,
+            u.numpy(), weight.numpy(), scale.numpy(), swept.shares, swept.factor,
+            theta.reciprocal().numpy(), swept.row_mean, np.float32(grad_outputs[0].item()),
+            swept.order, swept.bounds, counts.rows.numpy(), counts.columns.numpy(), swept.pulls,
+            *(result.numpy() for result in results),
+        )  # fmt: skip
         return (
             grads_u.sum(0).T,
             grad_weight,
@@ -313,8 +287,12 @@ class _CompiledNegativeBinomial(torch.autograd.Function):
         )
 
 
+def _block_width(n_features: int, n_cells: int, entries: int) -> int:
+    return min(n_features, max(1, entries // max(n_cells, 1)))
+
+
 def _blocks(n_features: int, n_cells: int, entries: int) -> list[slice]:
-    width = min(n_features, max(1, entries // max(n_cells, 1)))
+    width = _block_width(n_features, n_cells, entries)
     return [slice(first, min(first + width, n_features)) for first in range(0, n_features, width)]
 
 

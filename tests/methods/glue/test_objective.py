@@ -323,8 +323,9 @@ class Problem:
 def unit_noise(monkeypatch):
     """Replace standard normal noise by 1: u = mean + std, and so on."""
     monkeypatch.setattr(torch, "randn_like", torch.ones_like)
-    for module in (graph, objective):
-        monkeypatch.setattr(module, "standard_normal_like", torch.ones_like)
+    monkeypatch.setattr(objective, "standard_normal_like", torch.ones_like)
+    # Compiled loops make their noise themselves; their sample is tested against this one.
+    monkeypatch.setattr(graph.GraphEncoder, "draw_seed", lambda encoder: None)
 
 
 CASES = {
@@ -511,6 +512,32 @@ def test_optimisers_are_two_rmsprops_with_library_defaults():
     assert {id(p) for p in adversary.param_groups[0]["params"]} == own
     others = {id(p) for p in problem.network.parameters()} - own
     assert {id(p) for p in generator.param_groups[0]["params"]} == others
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_differentiates_the_total(unit_noise, case, n_threads):
+    """A step takes its gradients piece by piece, on two threads where it may."""
+    problem = Problem(**CASES[case])
+    problem.network.eval()
+    rates(problem.task, 0.0, 0.0)
+    (terms,) = problem.task.validation_steps(1)
+    terms["total"].backward()
+    parameters = problem.task.optimizers[0].param_groups[0]["params"]
+    expected = [parameter.grad.clone() for parameter in parameters]
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        with kernels.one_thread():
+            (found,) = problem.task.train_steps(1)
+    finally:
+        torch.set_num_threads(before)
+    assert found.keys() == terms.keys()
+    for name in terms:
+        torch.testing.assert_close(found[name], terms[name].detach(), msg=name)
+    for parameter, grad in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, grad, rtol=1e-4, atol=1e-5 * grad.abs().max())
+    assert all(parameter.requires_grad for parameter in problem.network.parameters())
 
 
 def test_the_adversary_learns_to_tell_the_layers_apart(unit_noise):

@@ -266,9 +266,9 @@ def test_the_samplers_go_past_what_was_drawn(case, quick):
             self.rows = rows
             return super()._gather(rows, drawn)
 
-        def _terms(self, batch, edges, *rest):
+        def _graph_terms(self, v, vertex_kl, edges):
             seen.setdefault(self.begun, []).append((self.rows.copy(), edges.target.clone()))
-            return super()._terms(batch, edges, *rest)
+            return super()._graph_terms(v, vertex_kl, edges)
 
     def epochs(begun):
         from scbraid.methods.glue.network import GlueNetwork, LayerData

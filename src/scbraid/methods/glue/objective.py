@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from scbraid.methods.glue.config import GlueConfig
 from scbraid.methods.glue.inputs import GlueInputs
 from scbraid.methods.glue.network import GlueNetwork, LayerData
+from scbraid.nn import kernels
 from scbraid.nn.blocks import gaussian_kl
 from scbraid.nn.counts import CountBatch
 from scbraid.nn.graph import EdgeBatch, EdgeSampler, edge_nll
@@ -193,6 +194,8 @@ class GlueTask:
             if weights is None
             else [torch.from_numpy(w.astype(np.float32)).to(self.device) for w in weights]
         )
+        # Of each term in what the generator minimises, in the order of the history.
+        self.term_weights = term_weights([layer.name for layer in layers], config, paired=paired)
         streams = np.random.SeedSequence(seed).generate_state(2)
         self.cells = cell_sampler(
             inputs.cells, layers, config.batch_size, config.val_split, int(streams[0]), max_steps
@@ -236,72 +239,109 @@ class GlueTask:
         for _ in range(start):
             self._next_edges()
         for rows, drawn in self.cells.epoch("train", start):
-            batch = self._gather(rows, drawn)
-            self._adversary.zero_grad(set_to_none=True)
-            with torch.no_grad():
-                seen = [self._visible(*self._encode(layer)) for layer in batch]
-            (self.config.lam_align * self._discriminate(batch, seen, tau)).backward()
-            self._adversary.step()
-
-            self._generator.zero_grad(set_to_none=True)
-            self.network.discriminator.requires_grad_(False)
-            terms = self._terms(batch, self._next_edges(), tau, self.network.graph_encoder.sample())
-            terms["total"].backward()
-            self.network.discriminator.requires_grad_(True)
-            self._generator.step()
+            terms = self._step(self._gather(rows, drawn), self._next_edges(), tau)
             yield {name: value.detach() for name, value in terms.items()}
 
     def validation_steps(self, epoch: int) -> Iterator[dict[str, Tensor]]:
         """Evaluate the same terms on held-out cells; edges are not split."""
         tau = self.noise_level(epoch)
-        features = self.network.graph_encoder.sample()
+        v, vertex_kl = self.network.graph_encoder.sample()
         for rows, drawn in self.cells.epoch("validation"):
-            yield self._terms(self._gather(rows, drawn), self._next_edges(), tau, features)
+            batch, edges = self._gather(rows, drawn), self._next_edges()
+            cells, of_cells = self._see_cells(batch, tau)
+            of_data = self._data_terms(batch, cells, v)
+            yield self._sums(of_cells, of_data, self._graph_terms(v, vertex_kl, edges))
+
+    def _step(self, batch: list[_LayerBatch], edges: EdgeBatch, tau: float) -> dict[str, Tensor]:
+        """Both optimisers' steps.
+
+        Cells and graph meet in the likelihood alone. It gets copies of both, and what comes back
+        to the copies goes on to where they came from. Before and behind it the two need nothing of
+        each other and may run side by side.
+        """
+        network = self.network
+        # The only draw beside those of the cells: torch's generator has one order.
+        seed = network.graph_encoder.draw_seed()
+
+        def prepare_cells() -> tuple[list[Tensor], dict[str, Tensor]]:
+            self._learn_to_discriminate(batch, tau)
+            network.discriminator.requires_grad_(False)
+            return self._see_cells(batch, tau)
+
+        with kernels.beside(prepare_cells) as seen:
+            self._generator.zero_grad(set_to_none=True)
+            v, vertex_kl = network.graph_encoder.sample(seed)
+            features = v.detach().requires_grad_()
+            of_graph = self._graph_terms(features, vertex_kl, edges)
+            self._weighted(of_graph, "graph_nll").backward()
+        cells, of_cells = seen()
+
+        copies = [u.detach().requires_grad_() for u in cells]
+        of_data = self._data_terms(batch, copies, features)
+        self._weighted(of_data).backward()
+
+        def finish_cells() -> None:
+            continue_backward(self._weighted(of_cells), cells, copies)
+
+        with kernels.beside(finish_cells):
+            continue_backward(self._weighted(of_graph, "graph_kl"), [v], [features])
+        network.discriminator.requires_grad_(True)
+        self._generator.step()
+        return self._sums(of_cells, of_data, of_graph)
 
     # -- losses ----------------------------------------------------------------------------
 
-    def _terms(
-        self,
-        batch: list[_LayerBatch],
-        edges: EdgeBatch,
-        tau: float,
-        features: tuple[Tensor, Tensor],
-    ) -> dict[str, Tensor]:
-        """All loss terms; `vae` is monitored, `total` is minimised by the generator."""
-        config = self.config
-        v, vertex_kl = features
-        own = self.network.split_features(v)
+    def _weighted(self, terms: dict[str, Tensor], *names: str) -> Tensor:
+        """Sum of the terms, or of those with these names, as the generator minimises it."""
+        first, *others = (self.term_weights[name] * terms[name] for name in names or terms)
+        return sum(others, start=first)
+
+    def _sums(self, *parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All terms, and what is made of them: `vae` is monitored, `total` is minimised."""
+        found = {name: value for part in parts for name, value in part.items()}
+        terms = {name: found[name] for name in self.term_weights}
+        terms["vae"] = self._weighted(terms, *(name for name in terms if name != "discriminator"))
+        terms["total"] = terms["vae"] + self._weighted(terms, "discriminator")
+        return terms
+
+    def _learn_to_discriminate(self, batch: list[_LayerBatch], tau: float) -> None:
+        """One step of the adversary."""
+        self._adversary.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            seen = [self._visible(*self._encode(layer)) for layer in batch]
+        (self.config.lam_align * self._discriminate(batch, seen, tau)).backward()
+        self._adversary.step()
+
+    def _see_cells(
+        self, batch: list[_LayerBatch], tau: float
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Samples of q(u | x), layer after layer, and the terms that need cells alone."""
         terms: dict[str, Tensor] = {}
-        data_term = v.new_zeros(())
         seen, samples = [], []
         for layer in batch:
             mean, std = self._encode(layer)
-            u = mean + std * standard_normal_like(std)
+            samples.append(mean + std * standard_normal_like(std))
             seen.append(self._visible(mean, std))
-            samples.append(u)
-            nll = self._nll(layer, u, own)
             kl = gaussian_kl(mean, std).mean() / layer.observed.shape[1]
-            terms[f"{layer.data.name}_nll"] = nll
             terms[f"{layer.data.name}_kl"] = kl
-            data_term = data_term + nll + config.lam_kl * kl
-        graph_nll = edge_nll(v, edges)
-        # Mean over vertices AND divided by their number: |V| divides twice, as in the original.
-        graph_kl = vertex_kl / len(v)
-        terms["graph_nll"], terms["graph_kl"] = graph_nll, graph_kl
-        vae = config.lam_data * data_term
-        vae = vae + config.lam_graph * len(batch) * (graph_nll + config.lam_kl * graph_kl)
-        if self.paired:
-            paired = self._paired_terms(batch, samples, own)
-            terms.update(paired)
-            vae = (
-                vae
-                + config.lam_joint_cross * paired["joint_cross"]
-                + config.lam_real_cross * paired["real_cross"]
-                + config.lam_cosine * paired["cosine"]
-            )
         terms["discriminator"] = self._discriminate(batch, seen, tau)
-        terms["vae"] = vae
-        terms["total"] = vae - config.lam_align * terms["discriminator"]
+        return samples, terms
+
+    def _graph_terms(self, v: Tensor, vertex_kl: Tensor, edges: EdgeBatch) -> dict[str, Tensor]:
+        # Mean over vertices AND divided by their number: |V| divides twice, as in the original.
+        return {"graph_nll": edge_nll(v, edges), "graph_kl": vertex_kl / len(v)}
+
+    def _data_terms(
+        self, batch: list[_LayerBatch], samples: list[Tensor], v: Tensor
+    ) -> dict[str, Tensor]:
+        """Terms of the likelihood, where cells and features meet."""
+        own = self.network.split_features(v)
+        terms = {
+            f"{layer.data.name}_nll": self._nll(layer, u, own)
+            for layer, u in zip(batch, samples, strict=True)
+        }
+        if self.paired:
+            terms.update(self._paired_terms(batch, samples, own))
         return terms
 
     def _nll(self, layer: _LayerBatch, u: Tensor, features: dict[str, Tensor]) -> Tensor:
@@ -373,6 +413,28 @@ class GlueTask:
             self._edge_stream = self.edges.batches(self.device)
             batch = next(self._edge_stream)
         return batch
+
+
+def term_weights(layers: list[str], config: GlueConfig, *, paired: bool) -> dict[str, float]:
+    """Weight of every loss term in what the generator minimises (GLUE, overall objective)."""
+    weights = {}
+    for name in layers:
+        weights[f"{name}_nll"] = config.lam_data
+        weights[f"{name}_kl"] = config.lam_data * config.lam_kl
+    weights["graph_nll"] = config.lam_graph * len(layers)
+    weights["graph_kl"] = config.lam_graph * len(layers) * config.lam_kl
+    if paired:
+        weights["joint_cross"] = config.lam_joint_cross
+        weights["real_cross"] = config.lam_real_cross
+        weights["cosine"] = config.lam_cosine
+    weights["discriminator"] = -config.lam_align
+    return weights
+
+
+def continue_backward(term: Tensor, originals: list[Tensor], copies: list[Tensor]) -> None:
+    """Backward pass of a term, and of all that came back to detached copies of `originals`."""
+    grads = [copy.grad for copy in copies]
+    torch.autograd.backward([term, *originals], [torch.ones_like(term), *grads])
 
 
 class _LayerBatch:

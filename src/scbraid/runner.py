@@ -211,7 +211,7 @@ def _supervise(request: RunRequest, scratch: Path) -> _End:
         environment["NUMBA_NUM_THREADS"] = str(request.threads)
     began = time.perf_counter()
     child = subprocess.Popen(
-        [sys.executable, "-m", "scbraid.worker", str(scratch)],
+        [sys.executable, "-m", "scbraid.child", str(scratch)],
         env=environment,
         # Nothing is ever written: the pipe closes when this process ends, however it ends, and
         # that tells the child to end as well.

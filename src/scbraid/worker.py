@@ -1,4 +1,4 @@
-"""The child process of a run: load, blind, fit, check, write. Started by `scbraid.runner`."""
+"""The process of a run: load, blind, fit, check, write. Started by `scbraid.child`."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def run_key(request: RunRequest, method: type[Method], config: MethodConfig) -> 
         "code": code_digest(
             # That of a plug-in is a file of its own; our methods are modules of the package.
             sys.modules[method.__module__].__file__ or __file__,
-            ["scbraid.worker"],
+            ["scbraid.child"],
             apart=("scbraid.methods", "scbraid.methods.baselines"),
         ),
     }
@@ -268,7 +268,7 @@ def _describe(error: Exception) -> dict[str, Any]:
     }
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Kill this process and its children once the parent's end of our standard input closes."""
 
     def wait() -> None:
@@ -278,8 +278,3 @@ def _end_with_parent() -> None:
     # Only as the leader of a group of its own, as the runner starts it.
     if os.getpgid(0) == os.getpid():
         threading.Thread(target=wait, daemon=True).start()
-
-
-if __name__ == "__main__":
-    _end_with_parent()
-    main(Path(sys.argv[1]))

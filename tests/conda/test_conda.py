@@ -109,7 +109,7 @@ def test_environments_hold_what_their_scripts_import() -> None:
         script = re.search(r'script:\s+"../../scripts/([a-z]+\.py)"', body)
         if script is None:
             continue
-        modules = ("scbraid.worker",) if script[1] == "integrate.py" else ()
+        modules = ("scbraid.child",) if script[1] == "integrate.py" else ()
         files = source_files(ROOT / "scripts" / script[1], modules)
         imported = set().union(*(_third_party(file) for file in files))
         imported -= NOT_CALLED.get(script[1], set())

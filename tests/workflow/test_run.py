@@ -123,7 +123,7 @@ def test_an_interrupted_job_takes_its_method_along(tiny: Tiny, tmp_path: Path) -
     child.wait(60)
     time.sleep(1)
     workers = subprocess.run(
-        ["pgrep", "-f", "scbraid.worker"], capture_output=True, text=True, check=False
+        ["pgrep", "-f", "scbraid.child"], capture_output=True, text=True, check=False
     )
     mine = [pid for pid in workers.stdout.split() if _works_in(pid, tmp_path)]
     assert not mine

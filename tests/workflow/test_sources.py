@@ -43,12 +43,12 @@ def test_a_run_does_not_depend_on_other_methods() -> None:
     def files(method: str) -> set[str]:
         module = Catalogue.read(ROOT / "workflow" / "catalogue.json").methods[method]["module"]
         found = source_files(
-            ROOT / "scripts" / "integrate.py", ("scbraid.worker", module), apart=REGISTRIES
+            ROOT / "scripts" / "integrate.py", ("scbraid.child", module), apart=REGISTRIES
         )
         return {str(f.relative_to(SOURCE)) for f in found if f.is_relative_to(SOURCE)}
 
     baseline, glue = files("random"), files("glue")
-    assert {"runner.py", "worker.py", "methods/baselines/anchors.py"} <= baseline
+    assert {"runner.py", "child.py", "worker.py", "methods/baselines/anchors.py"} <= baseline
     assert not {file for file in baseline if "glue" in file or file.startswith("nn/")}
     # What the worker hands to every method is of the package `train`; the engine itself is not.
     engine = {"engine", "schedules", "averaging", "precision", "progress"}

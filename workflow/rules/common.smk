@@ -48,7 +48,7 @@ def method_code(wildcards):
     """Digest of what runs one method: that of another method does not matter to it."""
     return code(
         "integrate.py",
-        "scbraid.worker",
+        "scbraid.child",
         method_row(wildcards)["module"],
         apart=("scbraid.methods", "scbraid.methods.baselines"),
     )

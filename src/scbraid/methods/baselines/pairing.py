@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
-from scipy.optimize import linear_sum_assignment
 from scipy.special import logsumexp
 
 from scbraid.data.layers import Layers
@@ -171,6 +170,9 @@ class CcaPairing(Method):
         self, data: Layers, guidance: Guidance | None = None, truth: Truth | None = None
     ) -> MethodResult:
         """Correlate, project, and match within batches."""
+        # A tenth of a second that no other method should pay for.
+        from scipy.optimize import linear_sum_assignment
+
         task = read_pairing(data)
         coordinates = [self._coordinates(data, name) for name in task.layers]
         A, B = (part[rows] for part, rows in zip(coordinates, task.train, strict=True))

@@ -156,6 +156,7 @@ def fit_glue(
         alone = kernels.one_thread() if compiled else contextlib.nullcontext()
         with contextlib.closing(task), alone:
             records.append(train(task, schedule, stage=stage, run=run))
+        network.zero_grad(set_to_none=True)  # as large as the network, and of no use any more
         return network
 
     balance: Balance | None = None

@@ -22,6 +22,7 @@ from scbraid.nn.likelihoods import LIKELIHOODS
 from scbraid.nn.negative_binomial import softmax_negative_binomial_nll
 
 # Dispersions at the start stay within these: moments of rare features are noise.
+_ROWS_OF_MOMENTS = 512
 _THETA_START = (0.05, 150.0)
 
 
@@ -59,9 +60,12 @@ class FeatureDecoder(nn.Module):
             return
         moments = [_STARTS[self.likelihood.name]() for _ in range(self.n_batches)]
         for first, block in row_blocks(values):
-            own = batch[first : first + block.shape[0]]
-            for b, found in enumerate(moments):
-                found.add(block if self.n_batches == 1 else block[own == b])
+            # Some cells at a time: moments take several copies of double width.
+            for start in range(0, block.shape[0], _ROWS_OF_MOMENTS):
+                part = block[start : start + _ROWS_OF_MOMENTS]
+                own = batch[first + start : first + start + part.shape[0]]
+                for b, found in enumerate(moments):
+                    found.add(part if self.n_batches == 1 else part[own == b])
         for b, found in enumerate(moments):
             for name, start in found.starts().items():
                 if name == "bias":

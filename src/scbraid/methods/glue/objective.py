@@ -239,8 +239,7 @@ class GlueTask:
         for _ in range(start):
             self._next_edges()
         for rows, drawn in self.cells.epoch("train", start):
-            terms = self._step(self._gather(rows, drawn), self._next_edges(), tau)
-            yield {name: value.detach() for name, value in terms.items()}
+            yield self._step(self._gather(rows, drawn), self._next_edges(), tau)
 
     def validation_steps(self, epoch: int) -> Iterator[dict[str, Tensor]]:
         """Evaluate the same terms on held-out cells; edges are not split."""
@@ -279,6 +278,8 @@ class GlueTask:
         copies = [u.detach().requires_grad_() for u in cells]
         of_data = self._data_terms(batch, copies, features)
         self._weighted(of_data).backward()
+        # Else what its gradients were made of stays until the next step has made its own.
+        of_data = _detached(of_data)
 
         def finish_cells() -> None:
             continue_backward(self._weighted(of_cells), cells, copies)
@@ -287,7 +288,7 @@ class GlueTask:
             continue_backward(self._weighted(of_graph, "graph_kl"), [v], [features])
         network.discriminator.requires_grad_(True)
         self._generator.step()
-        return self._sums(of_cells, of_data, of_graph)
+        return self._sums(_detached(of_cells), of_data, _detached(of_graph))
 
     # -- losses ----------------------------------------------------------------------------
 
@@ -431,10 +432,30 @@ def term_weights(layers: list[str], config: GlueConfig, *, paired: bool) -> dict
     return weights
 
 
+def _detached(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in terms.items()}
+
+
 def continue_backward(term: Tensor, originals: list[Tensor], copies: list[Tensor]) -> None:
     """Backward pass of a term, and of all that came back to detached copies of `originals`."""
-    grads = [copy.grad for copy in copies]
-    torch.autograd.backward([term, *originals], [torch.ones_like(term), *grads])
+    pairs = zip(originals, copies, strict=True)
+    sum((_Returned.apply(own, copy.grad) for own, copy in pairs), start=term).backward()
+
+
+class _Returned(torch.autograd.Function):
+    """Nought, whose gradient in a tensor is the given one.
+
+    `torch.autograd.backward` takes gradients as well, but loads a computer algebra system for it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, grad: Tensor) -> Tensor:
+        ctx.grad = grad
+        return tensor.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return ctx.grad, None
 
 
 class _LayerBatch:

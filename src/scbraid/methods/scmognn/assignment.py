@@ -6,7 +6,6 @@ import dataclasses
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.optimize import linear_sum_assignment
 from scipy.sparse.csgraph import maximum_bipartite_matching, min_weight_full_bipartite_matching
 from scipy.special import softmax
 
@@ -64,6 +63,9 @@ def assign(weights: np.ndarray, quantile: float) -> Assignment:
     DataError
         When a weight is not finite or not above 0, or a side is empty.
     """
+    # A tenth of a second that no other method should pay for.
+    from scipy.optimize import linear_sum_assignment
+
     weights = np.asarray(weights, np.float64)
     if 0 in weights.shape:
         msg = f"weights have shape {weights.shape}; a matching needs cells on both sides"

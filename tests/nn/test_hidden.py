@@ -133,3 +133,25 @@ def test_an_environment_without_numba_runs_the_modules(monkeypatch):
     monkeypatch.setattr(hidden, "_CompiledHidden", None)
     found = outcome(layers(batch_norm=True, dropout=0.0))
     assert found["output"].shape == expected["output"].shape
+
+
+@pytest.mark.parametrize(("n_rows", "spread"), [(1, 1.0), (33, 1.0), (20, 60.0)])
+def test_gaussian_heads_and_their_gradients_equal_float64(n_rows, spread):
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(n_rows, 7))
+    upstream = rng.normal(size=(2, n_rows, 4))
+    torch.manual_seed(0)
+    heads = nn.ModuleList([nn.Linear(7, 4), nn.Linear(7, 4)])
+    with torch.no_grad():
+        heads[1].weight *= spread
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        made = copy.deepcopy(heads).to(dtype)
+        h = torch.tensor(x, dtype=dtype).requires_grad_()
+        mean, std = hidden.gaussian_heads(h, *made)
+        assert (type(mean.grad_fn).__name__ == "_CompiledHeadsBackward") is (dtype == torch.float32)
+        (torch.stack([mean, std]) * torch.tensor(upstream, dtype=dtype)).sum().backward()
+        found.append([mean, std, h.grad, *(p.grad for p in made.parameters())])
+    for single, double in zip(*found, strict=True):
+        scale = float(double.detach().abs().max())
+        torch.testing.assert_close(single.double(), double, rtol=1e-5, atol=2e-6 * scale)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scbraid.nn.hidden import HiddenLayers
-from scbraid.nn.negative_binomial import EPS
+from scbraid.nn.hidden import HiddenLayers, gaussian_heads
 from scbraid.nn.random import Dropout
 
 LEAKY_SLOPE = 0.2
@@ -40,8 +38,7 @@ class GaussianEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map (n, in_dim) to mean and standard deviation, each (n, latent_dim)."""
-        hidden = self.body(x)
-        return self.mean(hidden), F.softplus(self.std(hidden)) + EPS
+        return gaussian_heads(self.body(x), self.mean, self.std)
 
 
 class Discriminator(nn.Module):

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -1178,8 +1178,44 @@ def edge_gradient_blocks(
 
 
 @_strict
-def leaky(z: np.ndarray, slope: float, seed: np.uint64, p: float, out: np.ndarray) -> None:
-    """LeakyReLU, then dropout: (n_rows, width) to `out`."""
+def linear(gemm: int, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
+    """x·weightᵀ + bias, (n_rows, in_dim) to `out` (n_rows, width); gemm as of `product`."""
+    for i in range(out.shape[0]):
+        for c in range(out.shape[1]):
+            out[i, c] = bias[c]
+    product(gemm, x, weight, False, True, out, True)
+
+
+@_strict
+def linear_gradient(
+    gemm: int,
+    x: np.ndarray,
+    weight: np.ndarray,
+    grad: np.ndarray,
+    grad_weight: np.ndarray,
+    grad_x: np.ndarray,
+) -> None:
+    """Gradients of `linear` in weight and x; one that has no rows is not wanted."""
+    if grad_weight.shape[0] > 0:
+        product(gemm, grad, x, True, False, grad_weight, False)
+    if grad_x.shape[0] > 0:
+        product(gemm, grad, weight, False, False, grad_x, False)
+
+
+@_strict
+def leaky(
+    gemm: int,
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    z: np.ndarray,
+    slope: float,
+    seed: np.uint64,
+    p: float,
+    out: np.ndarray,
+) -> None:
+    """`linear`, whose result is left in `z`, LeakyReLU, dropout: to `out`, (n_rows, width)."""
+    linear(gemm, x, weight, bias, z)
     n_rows, width = z.shape
     falling, kept, bound = np.float32(slope), np.float32(1.0 / (1.0 - p)), np.float32(1.0 + p)
     for i in range(n_rows):
@@ -1192,9 +1228,19 @@ def leaky(z: np.ndarray, slope: float, seed: np.uint64, p: float, out: np.ndarra
 
 @_strict
 def leaky_gradient(
-    z: np.ndarray, slope: float, seed: np.uint64, p: float, grad: np.ndarray, grad_bias: np.ndarray
+    gemm: int,
+    x: np.ndarray,
+    weight: np.ndarray,
+    z: np.ndarray,
+    slope: float,
+    seed: np.uint64,
+    p: float,
+    grad: np.ndarray,
+    grad_bias: np.ndarray,
+    grad_weight: np.ndarray,
+    grad_x: np.ndarray,
 ) -> None:
-    """Gradient of `leaky`: dL/dout becomes dL/dz in place, its sums by column in `grad_bias`."""
+    """Gradients of `leaky` from dL/dout, which becomes dL/dz in place."""
     n_rows, width = z.shape
     falling, kept, bound = np.float32(slope), np.float32(1.0 / (1.0 - p)), np.float32(1.0 + p)
     for c in range(width):
@@ -1206,10 +1252,15 @@ def leaky_gradient(
             g = g if z[i, c] > _ZERO else g * falling
             grad[i, c] = g
             grad_bias[c] += g
+    linear_gradient(gemm, x, weight, grad, grad_weight, grad_x)
 
 
 @_strict
 def leaky_normalised(
+    gemm: int,
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
     z: np.ndarray,
     slope: float,
     scale: np.ndarray,
@@ -1224,12 +1275,14 @@ def leaky_normalised(
     p: float,
     out: np.ndarray,
 ) -> None:
-    """LeakyReLU, normalisation over the rows of a batch (at least two), dropout.
+    """`linear`, LeakyReLU, normalisation over the rows of a batch (at least two), dropout.
 
     Parameters
     ----------
+    gemm, x, weight, bias
+        As of `linear`.
     z
-        (n_rows, width); after it the activations.
+        (n_rows, width); the activations are left in it.
     slope
         Of LeakyReLU, below zero.
     scale, shift, eps, momentum, running_mean, running_var
@@ -1241,6 +1294,7 @@ def leaky_normalised(
     out
         (n_rows, width); written.
     """
+    linear(gemm, x, weight, bias, z)
     n_rows, width = z.shape
     falling, kept, bound = np.float32(slope), np.float32(1.0 / (1.0 - p)), np.float32(1.0 + p)
     share, present = np.float32(1.0 / n_rows), np.float32(momentum)
@@ -1274,6 +1328,9 @@ def leaky_normalised(
 
 @_strict
 def leaky_normalised_gradient(
+    gemm: int,
+    x: np.ndarray,
+    weight: np.ndarray,
     a: np.ndarray,
     slope: float,
     scale: np.ndarray,
@@ -1285,11 +1342,15 @@ def leaky_normalised_gradient(
     grad_bias: np.ndarray,
     grad_scale: np.ndarray,
     grad_shift: np.ndarray,
+    grad_weight: np.ndarray,
+    grad_x: np.ndarray,
 ) -> None:
-    """Gradient of `leaky_normalised`: dL/dout becomes dL/dz in place.
+    """Gradients of `leaky_normalised` from dL/dout, which becomes dL/dz in place.
 
     Parameters
     ----------
+    gemm, x, weight
+        As they were.
     a
         The activations, (n_rows, width).
     slope, scale, mean, inverse_std, seed, p
@@ -1298,6 +1359,8 @@ def leaky_normalised_gradient(
         (n_rows, width).
     grad_bias, grad_scale, grad_shift
         Sums of dL/dz, and gradients of scale and shift, (width,); written.
+    grad_weight, grad_x
+        As of `linear_gradient`.
     """
     n_rows, width = a.shape
     falling, kept, bound = np.float32(slope), np.float32(1.0 / (1.0 - p)), np.float32(1.0 + p)
@@ -1322,6 +1385,71 @@ def leaky_normalised_gradient(
             g = g if value > _ZERO else g * falling
             grad[i, c] = g
             grad_bias[c] += g
+    linear_gradient(gemm, x, weight, grad, grad_weight, grad_x)
+
+
+@_strict
+def gaussian_heads(
+    gemm: int,
+    hidden: np.ndarray,
+    mean_weight: np.ndarray,
+    mean_bias: np.ndarray,
+    raw_weight: np.ndarray,
+    raw_bias: np.ndarray,
+    mean: np.ndarray,
+    std: np.ndarray,
+    sigmoid: np.ndarray,
+) -> None:
+    """Two `linear` maps, the second through softplus and + ε.
+
+    Parameters
+    ----------
+    gemm
+        As of `product`.
+    hidden
+        (n_rows, in_dim).
+    mean_weight, mean_bias, raw_weight, raw_bias
+        Of the heads, (width, in_dim) and (width,).
+    mean, std
+        (n_rows, width); written.
+    sigmoid
+        dstd/draw, (n_rows, width); written.
+    """
+    linear(gemm, hidden, mean_weight, mean_bias, mean)
+    linear(gemm, hidden, raw_weight, raw_bias, std)
+    for i in range(std.shape[0]):
+        for c in range(std.shape[1]):
+            r = std[i, c]
+            e = exp_negative(r if r < _ZERO else -r)
+            std[i, c] = (r if r > _ZERO else _ZERO) + log1p_unit(e) + EPS
+            sigmoid[i, c] = (_ONE if r > _ZERO else e) / (_ONE + e)
+
+
+@_strict
+def gaussian_heads_gradient(
+    gemm: int,
+    hidden: np.ndarray,
+    mean_weight: np.ndarray,
+    raw_weight: np.ndarray,
+    sigmoid: np.ndarray,
+    grad_mean: np.ndarray,
+    grad_std: np.ndarray,
+    grad_mean_weight: np.ndarray,
+    grad_mean_bias: np.ndarray,
+    grad_raw_weight: np.ndarray,
+    grad_raw_bias: np.ndarray,
+    grad_hidden: np.ndarray,
+) -> None:
+    """Gradients of `gaussian_heads`; `sigmoid` becomes dL/draw in place."""
+    for i in range(sigmoid.shape[0]):
+        for c in range(sigmoid.shape[1]):
+            sigmoid[i, c] *= grad_std[i, c]
+    product(gemm, grad_mean, hidden, True, False, grad_mean_weight, False)
+    product(gemm, sigmoid, hidden, True, False, grad_raw_weight, False)
+    column_sums(grad_mean, grad_mean_bias)
+    column_sums(sigmoid, grad_raw_bias)
+    product(gemm, grad_mean, mean_weight, False, False, grad_hidden, False)
+    product(gemm, sigmoid, raw_weight, False, False, grad_hidden, True)
 
 
 # -- counts --------------------------------------------------------------------------------
@@ -1350,8 +1478,18 @@ def gather_rows(
 # -- optimiser -----------------------------------------------------------------------------
 
 
+@_intrinsic
+def _floats_at(typing_context: Any, address: Any) -> Any:
+    """Pointer to float32 numbers of an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], _F32.as_pointer())
+
+    return types.CPointer(types.float32)(types.int64), generate
+
+
 @_strict
-def rmsprop_step(
+def _rmsprop_piece(
     parameter: np.ndarray,
     grad: np.ndarray,
     square_avg: np.ndarray,
@@ -1359,7 +1497,6 @@ def rmsprop_step(
     alpha: float,
     eps: float,
 ) -> None:
-    """a ← αa + (1−α)g², p ← p − rate·g/(√a + eps); arrays (n,), updated in place."""
     rate32, eps32 = np.float32(rate), np.float32(eps)
     past, present = np.float32(alpha), np.float32(1.0 - alpha)
     for i in range(parameter.size):
@@ -1367,3 +1504,33 @@ def rmsprop_step(
         a = past * square_avg[i] + present * (g * g)
         square_avg[i] = a
         parameter[i] -= rate32 * (g / (np.sqrt(a) + eps32))
+
+
+@_strict
+def rmsprop_blocks(
+    counter: np.ndarray, slot: int, pieces: np.ndarray, rate: float, alpha: float, eps: float
+) -> None:
+    """a ← αa + (1−α)g², p ← p − rate·g/(√a + eps), in place, of many arrays at once.
+
+    Parameters
+    ----------
+    counter, slot
+        Of pieces and threads.
+    pieces
+        int64 (n_pieces, 4): addresses of parameters p, gradients g and averages a, and how many
+        float32 numbers there are from each on.
+    rate, alpha, eps
+        Of the optimiser.
+    """
+    k = _take(counter)
+    while k < pieces.shape[0]:
+        size = (pieces[k, 3],)
+        _rmsprop_piece(
+            carray(_floats_at(pieces[k, 0]), size),
+            carray(_floats_at(pieces[k, 1]), size),
+            carray(_floats_at(pieces[k, 2]), size),
+            rate,
+            alpha,
+            eps,
+        )
+        k = _take(counter)

@@ -9,9 +9,11 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scbraid.nn import kernels
+from scbraid.nn.negative_binomial import EPS
 from scbraid.nn.random import draw_seed
 
 
@@ -71,15 +73,16 @@ class _CompiledHidden(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, compiled: ModuleType, layers: list[_Layer], *parameters: Tensor
     ) -> Tensor:
-        inputs = [x]
+        gemm = kernels.product_address()
+        inputs = [x.contiguous()]
         saved: list[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]] = []
         remaining = iter(parameters)
         for layer in layers:
             weight, bias = next(remaining), next(remaining)
-            z = torch.addmm(bias, inputs[-1], weight.T)
-            out = torch.empty_like(z)
+            z, out = x.new_empty(2, len(x), len(weight))
+            linear = gemm, inputs[-1].numpy(), weight.numpy(), bias.numpy(), z.numpy()
             if layer.norm is None:
-                compiled.leaky(z.numpy(), layer.slope, layer.seed, layer.p, out.numpy())
+                compiled.leaky(*linear, layer.slope, layer.seed, layer.p, out.numpy())
                 saved.append((z.numpy(), None, None))
             else:
                 norm = layer.norm
@@ -91,7 +94,7 @@ class _CompiledHidden(torch.autograd.Function):
                 )
                 n_batches.add_(1)
                 compiled.leaky_normalised(
-                    z.numpy(), layer.slope, scale.numpy(), shift.numpy(), norm.eps, norm.momentum,
+                    *linear, layer.slope, scale.numpy(), shift.numpy(), norm.eps, norm.momentum,
                     running_mean.numpy(), running_var.numpy(), mean, inverse_std,
                     layer.seed, layer.p, out.numpy(),
                 )  # fmt: skip
@@ -104,6 +107,7 @@ class _CompiledHidden(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
         compiled, layers = ctx.compiled, ctx.layers
+        gemm = kernels.product_address()
         inputs = ctx.saved_tensors[: len(layers)]
         parameters = list(ctx.saved_tensors[len(layers) :])
         of_parameters = any(ctx.needs_input_grad[3:])
@@ -112,21 +116,61 @@ class _CompiledHidden(torch.autograd.Function):
         grad = grad_outputs[0].clone(memory_format=torch.contiguous_format)
         for k in reversed(range(len(layers))):
             layer, (a, mean, inverse_std) = layers[k], ctx.saved[k]
-            own = parameters[-layer.n_parameters :]
+            x, own = inputs[k], parameters[-layer.n_parameters :]
             del parameters[-layer.n_parameters :]
             sums = grad.new_empty(layer.n_parameters - 1, a.shape[1])
+            of_weight = grad.new_empty(own[0].shape if of_parameters else (0, 0))
+            of_x = grad.new_empty(x.shape if k or ctx.needs_input_grad[0] else (0, 0))
+            linear = gemm, x.numpy(), own[0].numpy(), a
+            results = [grad, *sums, of_weight, of_x]
+            written = [result.numpy() for result in results]
             if mean is None:
-                compiled.leaky_gradient(
-                    a, layer.slope, layer.seed, layer.p, grad.numpy(), *sums.numpy()
-                )
+                compiled.leaky_gradient(*linear, layer.slope, layer.seed, layer.p, *written)
             else:
                 compiled.leaky_normalised_gradient(
-                    a, layer.slope, own[2].numpy(), mean, inverse_std, layer.seed, layer.p,
-                    grad.numpy(), *sums.numpy(),
+                    *linear, layer.slope, own[2].numpy(), mean, inverse_std, layer.seed, layer.p,
+                    *written,
                 )  # fmt: skip
-            of_weight = torch.mm(grad.T, inputs[k]) if of_parameters else None
             grads = [of_weight, *sums, *grads]
-            if k or ctx.needs_input_grad[0]:
-                grad = torch.mm(grad, own[0])
-        of_x = grad if ctx.needs_input_grad[0] else None
-        return (of_x, None, None, *grads) if of_parameters else (of_x, *[None] * (2 + len(grads)))
+            grad = of_x
+        of_input = grad if ctx.needs_input_grad[0] else None
+        return (
+            of_input, None, None, *(grads if of_parameters else [None] * len(grads))
+        )  # fmt: skip
+
+
+def gaussian_heads(hidden: Tensor, mean: nn.Linear, std: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Mean, and standard deviation softplus(·) + ε, each (n_rows, out_dim) of (n_rows, in_dim)."""
+    parameters = (mean.weight, mean.bias, std.weight, std.bias)
+    lowered = torch.is_autocast_enabled(hidden.device.type)
+    if not lowered and kernels.for_tensors(hidden, *parameters) is not None:
+        return _CompiledHeads.apply(hidden.contiguous(), *parameters)
+    return mean(hidden), F.softplus(std(hidden)) + EPS
+
+
+class _CompiledHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        from scbraid.nn import compiled
+
+        mean, std, sigmoid = hidden.new_empty(3, len(hidden), len(parameters[0]))
+        tensors = (hidden, *parameters, mean, std, sigmoid)
+        compiled.gaussian_heads(kernels.product_address(), *(t.numpy() for t in tensors))
+        ctx.save_for_backward(hidden, parameters[0], parameters[2], sigmoid)
+        return mean, std
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, ...]:
+        from scbraid.nn import compiled
+
+        hidden, mean_weight, raw_weight, sigmoid = ctx.saved_tensors
+        of_heads = hidden.new_empty(2, *mean_weight.shape)
+        of_biases = hidden.new_empty(2, len(mean_weight))
+        of_hidden = torch.empty_like(hidden)
+        tensors = (
+            hidden, mean_weight, raw_weight, sigmoid.clone(),
+            *(grad.contiguous() for grad in grad_outputs),
+            of_heads[0], of_biases[0], of_heads[1], of_biases[1], of_hidden,
+        )  # fmt: skip
+        compiled.gaussian_heads_gradient(kernels.product_address(), *(t.numpy() for t in tensors))
+        return of_hidden, of_heads[0], of_biases[0], of_heads[1], of_biases[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import numpy as np
 import torch
 
 from scbraid.nn import kernels
@@ -67,9 +68,10 @@ class RMSprop(torch.optim.RMSprop):
         if compiled is None or not all(p.is_contiguous() for p in every):
             super().step()
             return
-        pieces = []
         for group in self.param_groups:
-            rates = group["lr"], group["alpha"], group["eps"]
+            pieces: list[tuple[int, int, int, int]] = []
+            # Where a gradient has gaps, its copy has to last until the loop is done.
+            grads, steps = [], []
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
@@ -77,10 +79,15 @@ class RMSprop(torch.optim.RMSprop):
                 if not state:
                     state["step"] = torch.zeros(())
                     state["square_avg"] = torch.zeros_like(parameter)
-                state["step"] += 1
-                tensors = parameter, parameter.grad.contiguous(), state["square_avg"]
-                whole = [tensor.view(-1).numpy() for tensor in tensors]
-                for first in range(0, len(whole[0]), _ENTRIES_OF_PIECE):
-                    part = slice(first, first + _ENTRIES_OF_PIECE)
-                    pieces.append((*(array[part] for array in whole), *rates))
-        kernels.each_block(lambda k, slot: compiled.rmsprop_step(*pieces[k]), len(pieces))
+                steps.append(state["step"])
+                grads.append(parameter.grad.contiguous())
+                first = parameter.data_ptr(), grads[-1].data_ptr(), state["square_avg"].data_ptr()
+                for at in range(0, parameter.numel(), _ENTRIES_OF_PIECE):
+                    n_entries = min(_ENTRIES_OF_PIECE, parameter.numel() - at)
+                    p, g, a = (address + at * parameter.element_size() for address in first)
+                    pieces.append((p, g, a, n_entries))
+            if pieces:
+                torch._foreach_add_(steps, 1)
+                rates = group["lr"], group["alpha"], group["eps"]
+                table = np.array(pieces, np.int64)
+                kernels.share(compiled.rmsprop_blocks, table, *rates)

@@ -61,9 +61,9 @@ class FeatureDecoder(nn.Module):
         moments = [_STARTS[self.likelihood.name]() for _ in range(self.n_batches)]
         for first, block in row_blocks(values):
             # Some cells at a time: moments take several copies of double width.
-            for start in range(0, block.shape[0], _ROWS_OF_MOMENTS):
-                part = block[start : start + _ROWS_OF_MOMENTS]
-                own = batch[first + start : first + start + part.shape[0]]
+            for at in range(0, block.shape[0], _ROWS_OF_MOMENTS):
+                part = block[at : at + _ROWS_OF_MOMENTS]
+                own = batch[first + at : first + at + part.shape[0]]
                 for b, found in enumerate(moments):
                     found.add(part if self.n_batches == 1 else part[own == b])
         for b, found in enumerate(moments):

@@ -396,6 +396,11 @@ def test_rmsprop_takes_no_closure():
         RMSprop([torch.zeros(2, requires_grad=True)], lr=0.1).step(lambda: 0.0)
 
 
+def test_rmsprop_refuses_what_it_does_not_do():
+    with pytest.raises(ValueError, match="no weight_decay; got 0.1"):
+        RMSprop([{"params": [torch.zeros(2, requires_grad=True)], "weight_decay": 0.1}], lr=0.1)
+
+
 # -- threads -------------------------------------------------------------------------------
 
 

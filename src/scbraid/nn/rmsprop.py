@@ -42,8 +42,12 @@ class RMSprop(torch.optim.RMSprop):
         super().__init__(params, lr=lr)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters with options of their own."""
+        """Add parameters with options of their own; `ValueError` for those it does not have."""
         _add_param_group(self, param_group)
+        for option in ("weight_decay", "momentum", "centered"):
+            if self.param_groups[-1][option]:
+                msg = f"RMSprop has no {option}; got {self.param_groups[-1][option]}, expected 0"
+                raise ValueError(msg)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients, or set them to zero."""

@@ -19,6 +19,7 @@ from scbraid.methods.glue.objective import CellSampler
 from scbraid.nn.blocks import gaussian_kl
 from scbraid.nn.contrast import decoupled_contrast, nearest_pairs, nt_xent
 from scbraid.nn.graph import EdgeBatch, EdgeSampler, edge_nll
+from scbraid.nn.rmsprop import RMSprop
 
 
 class CovelTask:
@@ -81,17 +82,15 @@ class CovelTask:
         )
         self._edge_stream: Iterator[EdgeBatch] = iter(())
         torch.manual_seed(seed)
-        make = {"rmsprop": torch.optim.RMSprop, "adamw": torch.optim.AdamW}[config.optimizer]
+        make = {"rmsprop": RMSprop, "adamw": torch.optim.AdamW}[config.optimizer]
         groups = network.parameter_groups()
         if config.optimizer == "rmsprop":
             # Its decay would be added to the gradient; only AdamW has one apart from it.
             groups = [{**group, "weight_decay": 0.0} for group in groups]
-        self._generator: torch.optim.Optimizer = make(groups)
+        self._generator: torch.optim.Optimizer = make(groups, lr=config.learning_rate)
         self.optimizers = [self._generator]
         if network.discriminator is not None:
-            self._adversary = torch.optim.RMSprop(
-                network.discriminator.parameters(), lr=config.learning_rate
-            )
+            self._adversary = RMSprop(network.discriminator.parameters(), lr=config.learning_rate)
             self.optimizers.append(self._adversary)
 
     # -- what the engine calls -------------------------------------------------------------

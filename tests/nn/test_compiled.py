@@ -397,7 +397,7 @@ def test_rmsprop_takes_no_closure():
 
 
 def test_rmsprop_refuses_what_it_does_not_do():
-    with pytest.raises(ValueError, match="no weight_decay; got 0.1"):
+    with pytest.raises(ValueError, match=r"no weight_decay; got 0\.1"):
         RMSprop([{"params": [torch.zeros(2, requires_grad=True)], "weight_decay": 0.1}], lr=0.1)
 
 

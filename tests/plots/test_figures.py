@@ -405,6 +405,13 @@ def test_times_are_written_with_a_unit(seconds, words):
     assert format_seconds(seconds) == words
 
 
+def test_values_have_three_decimals_and_no_negative_zero():
+    from scbraid.plots.summary import format_value
+
+    found = [format_value("ari", value) for value in (-0.0002, 0.0004, -0.0126, 1)]
+    assert found == ["0.000", "0.000", "-0.013", "1.000"]
+
+
 def test_bars_of_the_spread_stay_inside_the_panel(make_scores):
     scores = make_scores(methods=METHODS[:1], seeds=2, metrics=["bio", "mixing"])
     scores["value"] = [0.1, 0.1, 0.1, 0.9]

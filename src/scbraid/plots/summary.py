@@ -66,8 +66,8 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_value(metric: str, value: float) -> str:
-    """A raw value with three decimals, times with a unit."""
-    return format_seconds(value) if metric == "seconds" else f"{value:.3f}"
+    """A raw value with three decimals and no negative zero, times with a unit."""
+    return format_seconds(value) if metric == "seconds" else f"{value:z.3f}"
 
 
 def score_summary(

@@ -10,11 +10,12 @@ import torch
 
 from scbraid.errors import NotApplicable
 from scbraid.methods import Truth, methods
-from scbraid.methods.sci2cl.config import PAPER, UNLABELLED_PRESETS
+from scbraid.methods.sci2cl.config import PAPER, PRESETS, UNLABELLED_PRESETS
 from scbraid.methods.sci2cl.fit import fit_sci2cl
 from scbraid.methods.sci2cl.inputs import make_inputs
 from scbraid.methods.sci2cl.network import LayerData, Sci2clNetwork, embed_cells, start_anchors
 from scbraid.methods.sci2cl.objective import CellBatches, Sci2clTask
+from scbraid.train.run import TrainingRun
 
 CPU = torch.device("cpu")
 
@@ -358,6 +359,20 @@ def test_a_training_lowers_its_losses(case, configure, preset):
         assert stage["total"].iloc[-1] < stage["total"].iloc[0]
 
 
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_mixed_precision_keeps_weights_and_result_in_float32(case, configure, preset):
+    ends = []
+    for precision in ("fp32", "bf16-mixed"):
+        training = TrainingRun(precision=precision)
+        method = methods()["sci2cl"](configure(preset), device="cpu", training=training)
+        result = method.fit(case.data)
+        assert result.embeddings["rna"].dtype == np.float32
+        assert np.isfinite(result.embeddings["rna"]).all()
+        ends.append(result.history["total"].iloc[-1])
+    assert ends[0] != ends[1]
+    assert ends[1] == pytest.approx(ends[0], rel=0.03)
+
+
 @pytest.mark.parametrize(
     ("preset", "still"),
     [("no_matching", ("match.", "fuse.")), ("no_contrast", ()), ("no_views", ("layers.0.views.",))],
@@ -427,3 +442,39 @@ def test_declarations_tell_who_sees_labels():
         **plain.configure("paper").as_dict(), "negatives": "labels",
     }  # fmt: skip
     assert "negatives" not in PAPER
+
+
+@pytest.mark.parametrize("method", ["sci2cl", "sci2cl_labels"])
+def test_the_quirks_are_those_of_the_paper_s_presets_alone(method):
+    quirks = {
+        "double_softmax": True, "decoder": "original", "pretrain_target": "scaled",
+        "embedding": "fused", "shared_masks": True, "view_gradient": "both", "shuffle": False,
+        "heads": False,
+    }  # fmt: skip
+    presets = UNLABELLED_PRESETS if method == "sci2cl" else PRESETS
+    for preset in ("default", *presets):
+        chosen = methods()[method].configure(preset).as_dict()
+        found = {name for name, value in quirks.items() if chosen[name] == value}
+        assert found == (set(quirks) if preset.startswith("paper") else set()), preset
+
+
+def test_the_paper_s_numbers():
+    """Widths, epochs and rates of both stages, heads, views and negatives of its data sets."""
+    names = (
+        "hidden", "latent_dim", "pretrain_epochs", "pretrain_rate", "epochs", "learning_rate",
+        "view_heads", "n_views", "n_negatives",
+    )  # fmt: skip
+    expected = {
+        "paper": ("5000-2000-1000", 512, 300, 1e-5, 500, 1e-5, 4, 8, 3),
+        "paper_pbmc3k": ("5000-2000-1000", 256, 200, 1e-5, 500, 1e-5, 4, 4, 8),
+        "paper_ma2020": ("5000-2000-512", 256, 500, 1e-5, 1000, 1e-5, 8, 8, 3),
+        "paper_cellmix": ("500-256-64", 16, 200, 1e-5, 800, 1e-4, 1, 8, 3),
+    }
+    for preset, numbers in expected.items():
+        chosen = methods()["sci2cl"].configure(preset).as_dict()
+        assert tuple(chosen[name] for name in names) == numbers, preset
+        common = {"batch_size": 128, "mask_rate": 0.4, "temperature": 1.0, "weight_decay": 0.0}
+        common |= dict.fromkeys(
+            ("lam_reconstruction", "lam_views", "lam_contrast", "lam_matching"), 1.0
+        )
+        assert {name: chosen[name] for name in common} == common, preset

@@ -8,7 +8,13 @@ import scipy.sparse as sp
 import torch
 
 from scbraid.errors import DataError
-from scbraid.nn.bipartite import BipartiteGraph, FeatureGraph, SageConvolution, choose_backend
+from scbraid.nn.bipartite import (
+    BipartiteGraph,
+    FeatureGraph,
+    SageConvolution,
+    SparseMatrix,
+    choose_backend,
+)
 
 BACKENDS = ("sparse", "dense")
 
@@ -93,6 +99,36 @@ def test_dropped_edges_are_gone_and_the_others_make_up_for_them(matrix, backend)
     kept = ratio[:, to_cells != 0] > 0.5
     assert abs(kept.mean() - 0.75) < 0.01
     assert np.abs(np.corrcoef(kept.T) - np.eye(kept.shape[1])).max() < 0.1
+
+
+@pytest.mark.parametrize("dropout", [1e-6, 0.1, 0.3, 0.5, 0.999])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_share_of_dropped_edges_is_the_rate_for_every_place_of_a_draw(backend, dropout):
+    # A number of edges that the four of a draw do not divide.
+    graph = BipartiteGraph(sp.csr_matrix(np.ones((203, 201), np.float32)), backend)
+    torch.manual_seed(0)
+    kept = graph.to_cells(torch.eye(201), dropout).numpy().ravel() > 0
+    # Rates have 65,536 steps, and none of them is 0.
+    rate = max(dropout, 2.0**-16)
+    for place in range(4):
+        error = np.sqrt(rate * (1 - rate) / (kept.size / 4))
+        assert abs(kept[place::4].mean() - (1 - rate)) < 4 * error + 2.0**-17
+    # What is left makes up for the rest.
+    torch.manual_seed(0)
+    mean = float(graph.to_cells(torch.ones(201, 1), dropout).mean())
+    assert mean == pytest.approx(kept.mean() / (1 - dropout), rel=1e-2)
+
+
+def test_a_constant_matrix_multiplies_and_has_gradients(matrix):
+    found = SparseMatrix(matrix)
+    dense = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    product = found(dense)
+    whole = torch.from_numpy(matrix.toarray())
+    np.testing.assert_allclose(product.detach().numpy(), (whole @ dense).detach(), atol=1e-6)
+    product.sin().sum().backward()
+    expected = whole.T @ product.detach().cos()
+    np.testing.assert_allclose(dense.grad.numpy(), expected.numpy(), atol=1e-5)
+    assert found.square_norm == pytest.approx(np.square(matrix.toarray()).sum(), rel=1e-6)
 
 
 def test_backends_agree_on_a_larger_matrix():

@@ -12,6 +12,7 @@ from matplotlib.text import Text
 from scbraid import plots
 from scbraid.errors import DataError
 from scbraid.plots import FIGURES
+from scbraid.plots.style import Sheet
 
 RATES = (0, 0.2, 0.6, 1.0)
 NOISE = [
@@ -189,6 +190,44 @@ def test_errors_are_marks_beside_the_trivial_predictor(make_scores):
         assert any(list(line.get_xdata()) == [trivial, trivial] for line in axes.lines)
     headings = {text.get_text() for text in drawing.figure.findobj(Text)}
     assert any("from adt" in text for text in headings)
+
+
+def test_a_trivial_predictor_that_is_far_off_leaves_the_scale_to_the_others(make_scores):
+    names = ("scmognn_prediction", "svd_linear", "feature_mean")
+    methods = [(name, "default", "", "", "") for name in names]
+    scores = make_scores(conditions=TASK_CONDITIONS[:1], metrics=["rmse"], methods=methods)
+    for far, errors in ((True, (0.40, 0.46, 0.76)), (False, (0.233, 0.236, 0.241))):
+        scores["value"] = scores["method"].map(dict(zip(names, errors, strict=True)))
+        drawing = plots.task_scores(scores)
+        (axes,) = (axes for axes in drawing.figure.axes if axes.get_xlabel())
+        low, high = axes.get_xlim()
+        assert low < errors[0]
+        assert errors[1] < high
+        assert (high < errors[2]) == far
+        words = [text.get_text() for text in drawing.figure.findobj(Text)]
+        assert any(text == "0.760 →" for text in words) == far
+        assert any("beyond the scale" in text for text in words) == far
+        assert any("Dashed line" in text for text in words) != far
+        # The numbers behind the figure are all there.
+        means = drawing.table[drawing.table["mark"] == "mean"].set_index("method")["value"]
+        assert means["feature_mean"] == pytest.approx(errors[2])
+
+
+def test_bars_of_what_exceeds_one_end_at_the_largest(make_scores, monkeypatch):
+    boxes = []
+    monkeypatch.setattr(Sheet, "box", lambda _, *place, fill: boxes.append((place[2], fill)))
+    metrics = ["matching_probability", "matching_over_chance"]
+    methods = [(name, "default", "", "", "") for name in ("cca_pairing", "random_pairing")]
+    scores = make_scores(conditions=["matching"], metrics=metrics, methods=methods)
+    over = scores["metric"].str.startswith("matching_over_chance")
+    first = scores["method"] == "cca_pairing"
+    scores["value"] = np.select([over & first, over, first], [24.0, 1.2, 0.4], 0.02)
+    drawing = plots.score_summary(scores)
+    words = {text.get_text() for text in drawing.figure.findobj(Text)}
+    assert {"24.0", "1.200", "0.400", "0.020"} <= words
+    whole = max(length for length, _ in boxes)
+    bars = [length / whole for length, fill in boxes if fill.endswith("BF")]
+    assert sorted(bars) == pytest.approx([0.02, 1.2 / 24, 0.4, 1])
 
 
 def test_summary_of_tasks_without_any_metric_of_an_embedding(make_scores):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
@@ -314,10 +314,12 @@ def draw_bars(
     chance: float | None,
     *,
     bars: bool = True,
+    beyond: Collection[str] = (),
 ) -> None:
     """Draw a bar a method: mean, deviation, and every seed; a line where chance is.
 
-    Without bars, for scales of which 0 is no part, the mean is a mark alone.
+    Without bars, for scales of which 0 is no part, the mean is a mark alone. Of methods that lie
+    beyond the scale, to its right, the mean is written at the edge.
     """
     axes.set_ylim(len(methods) - 0.4, -0.6)
     axes.grid(visible=True, axis="x")
@@ -345,6 +347,18 @@ def draw_bars(
             )
             continue
         row, key = summary.loc[method], marks[method]
+        if method in beyond:
+            axes.text(
+                0.99,
+                at,
+                f"{row['mean']:.3f} →",
+                transform=axes.get_yaxis_transform(),
+                size=SIZE_SMALL,
+                color=MUTED,
+                va="center",
+                ha="right",
+            )
+            continue
         if bars:
             axes.barh(at, row["mean"], height=0.62, color=key.color, alpha=0.35, lw=0, zorder=1)
         axes.plot([row["mean"]] * 2, [at - 0.31, at + 0.31], color=key.color, lw=1.4, zorder=3)

@@ -48,11 +48,12 @@ _KINDS = (
         "All methods, all metrics",
         "One row a method, by role and, within a role, by falling overall score; one block a "
         "data set and condition. Numbers are raw means over the seeds that finished. Bars show "
-        "the mean on a scale from 0 to 1 (seconds: from 0 to the longest mean of the block), the "
-        "thin line minimum and maximum over seeds. Aggregates are made from metrics that were "
-        "scaled to the smallest and largest value of the study, or of the table that the study "
-        "names: they change with the methods beside them, the raw values do not. † marks methods "
-        "that see cell-type labels, ‡ those that see which cells are pairs.",
+        "the mean on a scale from 0 to 1 (seconds, and metrics of which a mean exceeds 1: from 0 "
+        "to the largest mean of the block), the thin line minimum and maximum over seeds. "
+        "Aggregates are made from metrics that were scaled to the smallest and largest value of "
+        "the study, or of the table that the study names: they change with the methods beside "
+        "them, the raw values do not. † marks methods that see cell-type labels, ‡ those that see "
+        "which cells are pairs.",
         ("scores", "runs"),
     ),
     FigureKind(

@@ -66,8 +66,10 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_value(metric: str, value: float) -> str:
-    """A raw value with three decimals and no negative zero, times with a unit."""
-    return format_seconds(value) if metric == "seconds" else f"{value:z.3f}"
+    """A raw value with three decimals (from 10 on one), no negative zero; times with a unit."""
+    if metric == "seconds":
+        return format_seconds(value)
+    return f"{value:z.3f}" if abs(value) < 9.9995 else f"{value:.1f}"
 
 
 def score_summary(
@@ -79,10 +81,11 @@ def score_summary(
 ) -> Drawing:
     """Draw one row a method and one column a metric, for every data set and condition.
 
-    Numbers are raw means over seeds. The bar below shows the mean on a scale from 0 to 1 (seconds:
-    from 0 to the longest mean of the block), the line on it minimum and maximum over seeds. Methods
-    stand by role and, within a role, by falling overall score; a method none of whose runs finished
-    keeps its row, with its status. Methods that see labels or pairing are marked.
+    Numbers are raw means over seeds. The bar below shows the mean on a scale from 0 to 1 (seconds,
+    and metrics of which a mean exceeds 1: from 0 to the largest mean of the block), the line on it
+    minimum and maximum over seeds. Methods stand by role and, within a role, by falling overall
+    score; a method none of whose runs finished keeps its row, with its status. Methods that see
+    labels or pairing are marked.
 
     Parameters
     ----------
@@ -143,9 +146,9 @@ def _seconds_of_runs(runs: pd.DataFrame, run_table: pd.DataFrame) -> pd.DataFram
 
 def _note(run_table: pd.DataFrame) -> str:
     words = [
-        "Numbers: raw mean over seeds. Bars: the mean on a scale from 0 to 1 (seconds: from 0 to "
-        "the",
-        "longest). Thin line: minimum to maximum over seeds. ↓\u00a0lower is better. Seeds: runs",
+        "Numbers: raw mean over seeds. Bars: the mean on a scale from 0 to 1 (seconds, and what "
+        "exceeds 1: from 0 to the",
+        "largest). Thin line: minimum to maximum over seeds. ↓\u00a0lower is better. Seeds: runs",
         "finished of runs started. –\u00a0not defined for this method or data set.",
         tidy.mark_note(run_table["uses"]),
     ]
@@ -233,14 +236,14 @@ class _Block:
         title = shorten(self.title, right - _MARGIN, SIZE_TITLE, "bold")
         sheet.text(_MARGIN, y + 3.0, title, size=SIZE_TITLE, weight="bold")
         y = self._draw_head(sheet, columns, y + _TITLE)
-        longest = self._longest_seconds()
+        scales = self._scales()
         for role in self.roles:
             sheet.text(
                 _MARGIN, y + 2.9, ROLE_HEADINGS[role], size=SIZE_SMALL, color=MUTED, slant="italic"
             )
             y += _ROLE_ROW
             for at in np.flatnonzero(self.methods["role"] == role):
-                self._draw_row(sheet, columns, int(at), y, longest)
+                self._draw_row(sheet, columns, int(at), y, scales)
                 y += _ROW
                 sheet.line([_MARGIN, right], [y, y], FAINT, 0.3)
         return y + 3.0
@@ -264,11 +267,18 @@ class _Block:
         sheet.line([_MARGIN, sheet.width - _MARGIN], [y, y], INK, 0.5)
         return y
 
-    def _longest_seconds(self) -> float:
-        timed = self.summary[self.summary.index.get_level_values("metric") == "seconds"]
-        return float(timed["mean"].max()) if len(timed) else 1.0
+    def _scales(self) -> dict[str, float]:
+        """Mean of every metric that a whole bar stands for."""
+        largest = self.summary["mean"].groupby(level="metric").max()
+        # Shares cannot exceed 1; what does is a number of something.
+        return {
+            str(metric): float(most) if most > 1 or (metric == "seconds" and most > 0) else 1.0
+            for metric, most in largest.items()
+        }
 
-    def _draw_row(self, sheet: Sheet, columns: _Columns, at: int, y: float, longest: float) -> None:
+    def _draw_row(
+        self, sheet: Sheet, columns: _Columns, at: int, y: float, scales: dict[str, float]
+    ) -> None:
         method = self.methods["method_id"].iloc[at]
         own = self.runs[self.runs["method_id"] == method]
         n_ok = int((own["status"] == "ok").sum())
@@ -295,7 +305,7 @@ class _Block:
                 continue
             row = self.summary.loc[(method, metric)]
             sheet.text(left, y + 2.5, format_value(metric, row["mean"]), size=SIZE_SMALL)
-            scale = longest if metric == "seconds" else 1.0
+            scale = scales[metric]
             self._draw_bar(sheet, left, y + 3.4, columns.cell - 1.6, row, scale, metric)
 
     @staticmethod

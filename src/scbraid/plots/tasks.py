@@ -44,6 +44,9 @@ _MEAN = "feature_mean"
 _TOLD = ("pairing",)
 # Room beside the extreme values of a scale without 0, as a share of their distance.
 _MARGIN = 0.08
+# Where the trivial predictor would leave the others less than this share of the scale, it is left
+# out of the scale.
+_SHARE = 1 / 3
 
 
 def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None) -> Drawing:
@@ -86,6 +89,11 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
     trivial = means[(means["method_id"] == _MEAN) & (sign < 0)]
     panels = tidy.facets(own)
     told = [tuple(use for use in uses if use not in _TOLD) for uses in methods["uses"]]
+    beyond = {
+        (dataset, condition): _is_beyond(tidy.at(own, dataset, condition))
+        for dataset, condition, _ in panels
+        if condition.startswith("prediction")
+    }
 
     with style():
         n_columns = panel_columns(len(panels))
@@ -105,8 +113,10 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
         n_rows = math.ceil(len(panels) / n_columns)
         words = ["Points: seeds. Bar or mark: mean, with one standard deviation."]
         words += ["Dashed line: chance."] * (len(chance) > 0)
-        words += ["Dashed line: the training mean of every feature."] * (len(trivial) > 0)
+        drawn = len(trivial) > 0 and not all(beyond.values())
+        words += ["Dashed line: the training mean of every feature."] * drawn
         words += ["Scales of errors do not begin at 0."] * bool((sign < 0).any())
+        words += ["Number with an arrow: a mean beyond the scale."] * any(beyond.values())
         note = " ".join([*words, tidy.mark_note(told)]).strip()
         body = n_rows * (title_height + panel_height + foot)
         sheet = Sheet(width, body + paragraph_height(note, width - 4) + 3)
@@ -133,7 +143,10 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
                 marks,
                 float(expected.mean()) if len(expected) else None,
                 bars=not is_error,
+                beyond=[_MEAN] if beyond.get((dataset, condition)) else [],
             )
+            if beyond.get((dataset, condition)):
+                seeds = seeds[seeds["method_id"] != _MEAN]
             low, high = float(seeds["value"].min()), float(seeds["value"].max())
             if is_error:
                 # Errors of good methods differ by a few hundredths of their size.
@@ -150,6 +163,16 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
         found = found.merge(names, on=["dataset", "condition"], how="left")
         found.insert(3, "metric", found.pop("metric"))
         return finish(sheet, found, stem)
+
+
+def _is_beyond(seeds: pd.DataFrame) -> bool:
+    """Whether the trivial predictor's error is so large that the others could not be told apart."""
+    trivial = seeds["method_id"] == _MEAN
+    others = seeds.loc[~trivial, "value"]
+    if not trivial.any() or others.nunique() < 2:
+        return False
+    length = seeds["value"].max() - others.min()
+    return bool(others.max() - others.min() < _SHARE * length)
 
 
 def in_words(condition: str) -> str:

@@ -14,9 +14,9 @@ from scbraid.methods import Truth, methods
 from scbraid.methods.baselines.autoencoder_networks import (
     AutoencoderTask,
     LayeredAutoencoder,
+    Rows,
 )
 from scbraid.methods.baselines.autoencoders import LslConfig
-from scbraid.methods.scmognn.prediction import Targets
 from scbraid.prepare import target_values
 
 JAE = {"max_epochs": 3, "min_steps": 1, "n_components": 10, "batch_size": 32}
@@ -99,7 +99,7 @@ def test_the_loss_of_lsl_is_that_of_the_formula(case):
     config = LslConfig(hidden_dim=4, latent_dim=3, input_dropout=0.0)
     values = [target_values(case.data, name) for name in case.data.names]
     network = LayeredAutoencoder([part.shape[1] for part in values], config)
-    seen = [Targets(part, torch.device("cpu")) for part in values]
+    seen = [Rows(part, torch.device("cpu")) for part in values]
     rows = np.arange(20)
     task = AutoencoderTask(network, seen, (rows, rows), config, 0)
     terms = {name: value.item() for name, value in task.losses(rows).items()}

@@ -9,13 +9,28 @@ import pytest
 import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from scbraid.methods.scmognn import prediction as program
-from scbraid.methods.scmognn.config import MatchingConfig, PredictionConfig
+from scbraid.methods.scmognn.config import JointConfig, MatchingConfig, PredictionConfig
 from scbraid.methods.scmognn.inputs import make_prediction_inputs
+from scbraid.methods.scmognn.joint import JointTask
 from scbraid.methods.scmognn.matching import PairBatches, canonical_projections
-from scbraid.methods.scmognn.network import CellInputs, MatchingNetwork, PredictionNetwork
-from scbraid.methods.scmognn.prediction import StepDecay, fit_prediction, held_out, plan
+from scbraid.methods.scmognn.network import (
+    CellInputs,
+    JointAutoencoder,
+    MatchingNetwork,
+    PredictionNetwork,
+)
+from scbraid.methods.scmognn.prediction import (
+    PredictionTask,
+    StepDecay,
+    Targets,
+    fit_prediction,
+    held_out,
+    plan,
+    square_error,
+)
 from scbraid.nn.bipartite import BipartiteGraph, FeatureGraph
 
 CONFIG = PredictionConfig(hidden_dim=8, n_layers=3, max_steps=4, evaluate_every=2, svd_dim=3)
@@ -207,6 +222,81 @@ def test_original_rates_and_stops():
     assert steps == [400, 1500, 2000]
 
 
+@pytest.mark.parametrize("sparse", [True, False])
+def test_square_error_and_its_gradients_are_those_of_the_whole_output(sparse):
+    rng = np.random.default_rng(0)
+    values = sp.random(20, 30, 0.1 if sparse else 0.9, format="csr", random_state=0, dtype="f4")
+    values.data -= 0.3  # either sign
+    rows = np.sort(rng.permutation(20)[:15])
+    targets = Targets(values, torch.device("cpu"))
+    assert targets.sparse == sparse
+    taken = targets.take(rows).double()
+    output = nn.Linear(6, 30).double()
+    hidden = torch.tensor(rng.standard_normal((15, 6)), requires_grad=True)
+    wanted = torch.tensor(values.toarray()[rows]).double()
+    (output(hidden) - wanted).square().sum().backward()
+    inputs = [hidden, output.weight, output.bias]
+    expected = [part.grad.clone() for part in inputs]
+    for part in inputs:
+        part.grad = None
+    total = 0.0
+    for part in square_error(hidden, output, taken, 4):
+        part.backward()
+        total += float(part.detach())
+    with torch.no_grad():
+        whole = float((output(hidden) - wanted).square().sum())
+    assert total == pytest.approx(whole, rel=1e-9)
+    for part, grad in zip(inputs, expected, strict=True):
+        np.testing.assert_allclose(part.grad.numpy(), grad.numpy(), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        targets.means(rows).numpy(), values.toarray()[rows].mean(0), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"sampled_cells": 30}, {"readout_layers": 2}])
+def test_sparse_targets_train_the_network_that_dense_ones_do(prediction, monkeypatch, options):
+    data, _ = prediction(source="adt", target="rna")
+    inputs = make_prediction_inputs(data, n_top_features=None)
+    config = dataclasses.replace(CONFIG, dropout=0, edge_dropout=0, **options)
+    found = []
+    for backend in ("sparse", "dense"):
+        monkeypatch.setattr(program, "choose_backend", lambda *_, b=backend, **__: b)
+        found.append(fit_prediction(inputs, config, seed=0, device="cpu"))
+    # AdamW makes steps of full length of gradients that are next to nothing.
+    difference = np.sqrt(np.square(found[0].values - found[1].values).mean())
+    assert difference < 0.01 * found[1].values.std()
+    errors = [fitted.details["validation_rmse"] for fitted in found]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-3)
+
+
+def test_sampled_features_are_drawn_once_each_and_by_degree():
+    values = sp.csr_matrix(np.tril(np.ones((40, 40), np.float32)))  # degrees 40, 39, ..., 1
+    values = sp.csr_matrix(sp.hstack([values, sp.csr_matrix((40, 5), dtype=np.float32)]))
+    config = dataclasses.replace(CONFIG, feature_share=0.5, sampled_cells=10, cell_start="shared")
+    task = PredictionTask(
+        network_of(config, values),
+        BipartiteGraph(values),
+        values,
+        CellInputs(torch.zeros(40, 9), None),
+        Targets(sp.csr_matrix(np.ones((40, 4), np.float32)), torch.device("cpu")),
+        None,
+        (np.arange(30), np.arange(30, 40)),
+        config,
+        0,
+    )
+    rng = np.random.default_rng(0)
+    drawn = [task._draw_features(rng) for _ in range(3000)]
+    assert all(len(set(columns)) == 20 for columns in drawn)
+    share = np.bincount(np.concatenate(drawn), minlength=45) / len(drawn)
+    # Features of no cell are never drawn; others as often as draws one by one would have it.
+    assert not share[40:].any()
+    weights = np.arange(40, 0, -1) / 820
+    one_by_one = np.zeros(40)
+    for _ in range(3000):
+        one_by_one[rng.choice(40, 20, replace=False, p=weights)] += 1 / 3000
+    np.testing.assert_allclose(share[:40], one_by_one, atol=0.05)
+
+
 def test_training_lowers_the_error_below_the_mean(prediction):
     data, truth = prediction(n_cells=200)
     inputs = make_prediction_inputs(data, n_top_features=None)
@@ -338,3 +428,41 @@ def test_contrast_is_the_cross_entropy_of_both_directions(matching):
     assert found["loss"] == pytest.approx(float(contrast + 0.5 * cross + 2 * own), abs=1e-5)
     hits = [(S.argmax(k) == torch.arange(6)).float().mean() for k in (0, 1)]
     assert found["error"] == pytest.approx(1 - float(sum(hits)) / 2)
+
+
+# -- joint embedding -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("penalty", ["norm", "uniform"])
+def test_loss_of_the_joint_embedding_is_that_of_the_formula(penalty):
+    config = JointConfig(batch_penalty=penalty, dropout=0.0)
+    torch.manual_seed(0)
+    blocks = [3, 4, 2, 5]
+    model = JointAutoencoder(10, blocks, 2, 2, config).eval()
+    states = [torch.randn(2, 9, 6), torch.randn(2, 9, 4)]
+    labels = torch.tensor([0, 1, 2, -1, 0, -1, 2, 2, 1])
+    phases = torch.randn(9, 2)
+    rows = np.array([0, 2, 3, 5, 8])
+    task = JointTask(model, states, labels, phases, (rows, rows), config, 0)
+    with torch.no_grad():
+        found = {name: float(value) for name, value in task.losses(rows).items()}
+        x = torch.cat([part[:, rows].mean(0) for part in states], 1)
+        latent = model.encoder(x)
+        types, batches, cycle = latent[:, :3], latent[:, 3:7].double(), latent[:, 7:9]
+        reconstruction = ((model.decoder(latent) - x) ** 2).mean()
+        known = [0, 1, 4]  # the others have no label
+        chance = types.double().softmax(1)[known, [0, 2, 1]]
+        label = -chance.log().mean()
+        if penalty == "norm":
+            batch = 0.01 * batches.square().sum(1).sqrt().sum()
+        else:
+            # Cross-entropy of the uniform guess, above what it cannot be below.
+            batch = -(batches.softmax(1).log() / 4).sum(1).mean() - np.log(4)
+        phase = ((cycle - phases[rows]) ** 2).mean()
+    expected = {"reconstruction": reconstruction, "label": label, "batch": batch, "cycle": phase}
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(float(value), abs=1e-5)
+    loss = 0.7 * reconstruction + 0.2 * label + 0.05 * batch + 0.05 * phase
+    assert found["loss"] == pytest.approx(float(loss), abs=1e-5)
+    # Cells without a label: the mean of none is left out.
+    assert float(task.losses(np.array([3, 5]))["label"].detach()) == 0

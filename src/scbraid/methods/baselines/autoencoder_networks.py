@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from scbraid.methods.baselines.autoencoders import LslConfig
 from scbraid.methods.scmognn.joint import cut_evenly
-from scbraid.methods.scmognn.prediction import Targets
 from scbraid.train.engine import Schedule, TrainingRecord, TrainingRun, pick_device, train
 
 # Cells that are embedded at once.
 _CHUNK = 2048
+# Matrices above this many bytes stay sparse.
+_DENSE_BYTES = 1 << 30
 
 
 class LayeredAutoencoder(nn.Module):
@@ -66,6 +67,31 @@ class LayeredAutoencoder(nn.Module):
         return torch.stack(found).mean()
 
 
+class Rows:
+    """Rows of a matrix on the training device, dense when they are asked for.
+
+    Parameters
+    ----------
+    values
+        CSR (n_cells, n_features). Above 1 GiB it is made dense some cells at a time.
+    device
+        Where rows go.
+    """
+
+    def __init__(self, values: sp.csr_matrix, device: torch.device) -> None:
+        self._device = device
+        self._sparse = values
+        self._dense: Tensor | None = None
+        if 4 * values.shape[0] * values.shape[1] <= _DENSE_BYTES:
+            self._dense = torch.from_numpy(values.toarray()).to(device)
+
+    def take(self, rows: np.ndarray) -> Tensor:
+        """Return some rows, (n, n_features)."""
+        if self._dense is not None:
+            return self._dense[torch.from_numpy(rows).to(self._device)]
+        return torch.from_numpy(self._sparse[rows].toarray()).to(self._device)
+
+
 class AutoencoderTask:
     """Training of the autoencoder, as the engine runs it.
 
@@ -88,7 +114,7 @@ class AutoencoderTask:
     def __init__(
         self,
         network: LayeredAutoencoder,
-        values: list[Targets],
+        values: list[Rows],
         rows: tuple[np.ndarray, np.ndarray],
         config: LslConfig,
         seed: int,
@@ -123,7 +149,7 @@ class AutoencoderTask:
 
     def losses(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Sum of the layers' mean square errors, and the penalty."""
-        x = [own.rows(rows) for own in self.values]
+        x = [own.take(rows) for own in self.values]
         found = self.network.decode(self.network.encode(x))
         errors = [F.mse_loss(one, own) for one, own in zip(found, x, strict=True)]
         reconstruction, overlap = torch.stack(errors).sum(), self.network.overlap()
@@ -176,7 +202,7 @@ def fit_autoencoder(
     rows = np.sort(order[n_held:]), np.sort(order[:n_held])
     torch.manual_seed(seed)
     network = LayeredAutoencoder([part.shape[1] for part in values], config).to(where)
-    seen = [Targets(part, where) for part in values]
+    seen = [Rows(part, where) for part in values]
     task = AutoencoderTask(network, seen, rows, config, seed)
     schedule = Schedule(
         max_epochs=config.max_epochs,
@@ -188,7 +214,7 @@ def fit_autoencoder(
     record = train(task, schedule, stage="autoencoder", run=training)
     with torch.no_grad():
         parts = [
-            network.encode([own.rows(part) for own in seen]).cpu().numpy()
+            network.encode([own.take(part) for own in seen]).cpu().numpy()
             for part in cut_evenly(np.arange(n_cells), _CHUNK)
         ]
     return FittedAutoencoder(np.concatenate(parts), record)

@@ -228,12 +228,16 @@ class PredictionNetwork(nn.Module):
             cells = cells + F.leaky_relu(told, _LEAKY_SLOPE)
         return cells
 
-    def predict(self, states: Tensor) -> Tensor:
-        """Read the targets out of `cell_states`, (n_cells, n_targets); not clipped."""
+    def hidden(self, states: Tensor) -> Tensor:
+        """Return what the linear output reads of `cell_states`, (n_cells, width)."""
         if self.weights is not None:
             layers = states.reshape(len(states), self.config.n_layers, -1)
             states = torch.einsum("l,nlh->nh", self.weights.softmax(0), layers)
-        return self.output(self.readout(states))
+        return self.readout(states)
+
+    def predict(self, states: Tensor) -> Tensor:
+        """Read the targets out of `cell_states`, (n_cells, n_targets); not clipped."""
+        return self.output(self.hidden(states))
 
 
 # -- matching ------------------------------------------------------------------------------------

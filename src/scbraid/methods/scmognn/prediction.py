@@ -18,15 +18,19 @@ from scbraid.methods.scmognn.config import PredictionConfig
 from scbraid.methods.scmognn.inputs import BOUNDS, PredictionInputs, batch_features
 from scbraid.methods.scmognn.network import CellInputs, PredictionNetwork
 from scbraid.methods.scmognn.pathways import pathway_edges, read_gene_sets
-from scbraid.nn.bipartite import Backend, BipartiteGraph, FeatureGraph, choose_backend
+from scbraid.nn.bipartite import (
+    Backend,
+    BipartiteGraph,
+    FeatureGraph,
+    SparseMatrix,
+    choose_backend,
+)
 from scbraid.prepare.svd import truncated_svd
 from scbraid.train.engine import Schedule, TrainingRecord, TrainingRun, pick_device, train
 from scbraid.train.schedules import Cosine
 
 logger = logging.getLogger("scbraid")
 
-# Targets above this many bytes stay sparse and are made dense some cells at a time.
-_DENSE_TARGETS = 1 << 30
 # Components and steps where the options leave them open.
 _SVD_RANGE = (20, 100)
 _STEPS_PER_ROOT, _MIN_STEPS, _MAX_STEPS = 15.0, 400, 2_000
@@ -85,7 +89,15 @@ def plan(n_train: int, config: PredictionConfig) -> Schedule:
 
 
 class Targets:
-    """Rows of the target matrix on the training device, dense when they are asked for.
+    """Rows of the target matrix on the training device, and the error of what is predicted.
+
+    A matrix of many zeros stays sparse. The output is linear, so that the error of all entries,
+
+        ‖H W₁ᵀ − Y‖² = ⟨HᵀH, W₁ᵀW₁⟩ − 2 ⟨H, Y W₁⟩ + ‖Y‖²
+
+    with H the states and a column of ones, W₁ the weights and the offset beside them, takes
+    products of the size of the states, of the weights, and of the non-zero entries, and the output
+    itself is never made.
 
     Parameters
     ----------
@@ -97,22 +109,54 @@ class Targets:
 
     def __init__(self, values: sp.csr_matrix, device: torch.device) -> None:
         self.n_targets = int(values.shape[1])
+        self.sparse = choose_backend(values, dropout=False) == "sparse"
         self._device = device
-        self._sparse = values
-        self._dense: Tensor | None = None
-        if 4 * values.shape[0] * values.shape[1] <= _DENSE_TARGETS:
-            self._dense = torch.from_numpy(values.toarray()).to(device)
-
-    def rows(self, rows: np.ndarray) -> Tensor:
-        """Return some rows, (n, n_targets)."""
-        if self._dense is not None:
-            return self._dense[torch.from_numpy(rows).to(self._device)]
-        return torch.from_numpy(self._sparse[rows].toarray()).to(self._device)
+        self._values = values
+        self._dense = None if self.sparse else torch.from_numpy(values.toarray()).to(device)
 
     def means(self, rows: np.ndarray) -> Tensor:
         """Mean of every target over some rows, (n_targets,)."""
-        means = np.asarray(self._sparse[rows].mean(axis=0), np.float32).ravel()
+        means = np.asarray(self._values[rows].mean(axis=0), np.float32).ravel()
         return torch.from_numpy(means).to(self._device)
+
+    def take(self, rows: np.ndarray) -> SparseMatrix | Tensor:
+        """Return some rows, (n, n_targets), as `square_error` takes them."""
+        if self._dense is None:
+            return SparseMatrix(self._values[rows]).to(self._device)
+        return self._dense[torch.from_numpy(rows).to(self._device)]
+
+
+def square_error(
+    hidden: Tensor, output: nn.Linear, targets: SparseMatrix | Tensor, chunk: int
+) -> Iterator[Tensor]:
+    """Sum of squares of what a linear output lacks of the targets, in parts that add up.
+
+    Parameters
+    ----------
+    hidden
+        What the output reads, (n, k).
+    output
+        From k to the number of targets.
+    targets
+        Of the same cells, (n, n_targets).
+    chunk
+        Cells whose output is made at once, where the targets are dense.
+
+    Yields
+    ------
+    Tensor
+        A part of the sum, with a graph of its own up to `hidden`.
+    """
+    if isinstance(targets, SparseMatrix):
+        weights = torch.cat([output.weight, output.bias[:, None]], 1)
+        # Mixed precision may have made the states in half of it.
+        seen = torch.cat([hidden, hidden.new_ones(len(hidden), 1)], 1).to(weights.dtype)
+        both = ((seen.T @ seen) * (weights.T @ weights)).sum()
+        yield both - 2 * (seen * targets(weights)).sum() + targets.square_norm
+        return
+    for first in range(0, len(hidden), chunk):
+        part = slice(first, first + chunk)
+        yield (output(hidden[part]) - targets[part]).square().sum()
 
 
 class PredictionTask:
@@ -159,6 +203,8 @@ class PredictionTask:
         self.graph, self.values, self.cells = graph, values, cells
         self.targets, self.pathways, self.config, self.seed = targets, pathways, config, seed
         self.train_rows, self.held_rows = rows
+        self._held_targets = targets.take(rows[1])
+        self._train_targets = targets.take(rows[0]) if config.sampled_cells is None else None
         self.device = next(network.parameters()).device
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(
@@ -203,14 +249,13 @@ class PredictionTask:
     def validation_steps(self, epoch: int) -> Iterator[Mapping[str, Tensor]]:
         """Evaluate the held-out cells, in the graph of the training."""
         states = self.network.cell_states(self.graph, self.cells, self.pathways)
-        yield {"mse": self.error(states, self.held_rows)}
+        yield {"mse": self.held_out_error(states)}
 
-    def error(self, states: Tensor, rows: np.ndarray) -> Tensor:
-        """Mean square error over all entries of some training cells."""
-        total = states.new_zeros(())
-        for chunk in self._chunks(rows):
-            found = self.network.predict(states[self._index(chunk)])
-            total += (found - self.targets.rows(chunk)).square().sum()
+    def held_out_error(self, states: Tensor) -> Tensor:
+        """Mean square error over all entries of the held-out cells."""
+        rows = self.held_rows
+        hidden = self.network.hidden(states[self._index(rows)])
+        total = sum(self._square_error(hidden, self._held_targets), states.new_zeros(()))
         return total / (len(rows) * self.targets.n_targets)
 
     def state_dict(self) -> dict[str, Any]:
@@ -222,18 +267,21 @@ class PredictionTask:
 
     def _backward(self, states: Tensor, rows: np.ndarray) -> Tensor:
         """Mean square error and its gradients, with the output of some cells at a time."""
-        leaf = states.detach().requires_grad_()
+        targets = self.targets.take(rows) if self._train_targets is None else self._train_targets
+        hidden = self.network.hidden(states)
+        # Parts of the output are made, gone backward through and let go, down to here.
+        leaf = hidden.detach().requires_grad_()
         n_entries = len(rows) * self.targets.n_targets
         total = states.new_zeros(())
-        first = 0
-        for chunk in self._chunks(rows):
-            found = self.network.predict(leaf[first : first + len(chunk)])
-            loss = (found - self.targets.rows(chunk)).square().sum() / n_entries
+        for part in self._square_error(leaf, targets):
+            loss = part / n_entries
             loss.backward()
             total += loss.detach()
-            first += len(chunk)
-        states.backward(leaf.grad)
+        hidden.backward(leaf.grad)
         return total
+
+    def _square_error(self, hidden: Tensor, targets: SparseMatrix | Tensor) -> Iterator[Tensor]:
+        return square_error(hidden, self.network.output, targets, self.config.chunk_cells)
 
     def _sampled_states(self, rows: np.ndarray, columns: np.ndarray) -> Tensor:
         part = sp.csr_matrix(self.values[rows][:, columns])
@@ -247,11 +295,6 @@ class PredictionTask:
         size = max(1, round(self.config.feature_share * len(possible)))
         arrival = rng.exponential(size=len(possible)) / self._degree[possible]
         return np.sort(possible[np.argpartition(arrival, size - 1)[:size]])
-
-    def _chunks(self, rows: np.ndarray) -> Iterator[np.ndarray]:
-        size = self.config.chunk_cells
-        for first in range(0, len(rows), size):
-            yield rows[first : first + size]
 
     def _index(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(rows).to(self.device)
@@ -336,7 +379,7 @@ def fit_prediction(
         records.append(train(task, plan(n_train, config), stage=f"model {k + 1}", run=run))
         with torch.no_grad():
             states = network.cell_states(graph, told, pathways)
-            errors.append(math.sqrt(float(task.error(states, rows[1]))))
+            errors.append(math.sqrt(float(task.held_out_error(states))))
             states = network.cell_states(whole, cells, pathways)[n_train:]
             for first in range(0, len(states), config.chunk_cells):
                 part = slice(first, first + config.chunk_cells)

@@ -11,6 +11,7 @@ threads. docs/peers.md says how the comparison is made and how to read the table
 from __future__ import annotations
 
 import argparse
+import csv
 import math
 import multiprocessing
 import os
@@ -69,6 +70,7 @@ def per(total: str, unit: str) -> Callable[[dict[str, Any]], float]:
 COSTS = (
     Cost("seconds to the end", lambda cost: cost["seconds"]),
     Cost("CPU seconds to the end", lambda cost: cost["cpu_seconds"]),
+    Cost("seconds to an equal validation loss", lambda cost: cost["seconds_to_loss"]),
     Cost("seconds per epoch", per("training_seconds", "epochs")),
     Cost("CPU seconds per step, all in", per("cpu_seconds", "steps")),
     Cost("peak memory, MiB", lambda cost: cost["peak_rss_mib"]),
@@ -216,6 +218,32 @@ def run_peer(folder: Path, seed: int, options: argparse.Namespace) -> None:
         "epochs_finetune": stages[1]["epochs"],
     }
     write_json(folder / f"{PEER}_seed{seed}" / "cost.json", {**settings, **cost})
+
+
+def validation_losses(folder: Path, seed: int) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of training, both stages together, and validation loss behind every epoch."""
+    found: dict[str, list[tuple[float, float]]] = {OURS: [], PEER: []}
+    with (folder / f"{OURS}_seed{seed}" / "history.tsv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file, delimiter="\t") if row["split"] == "validation"]
+    first = max(float(row["seconds"]) for row in rows if row["stage"] == "pretrain")
+    for row in rows:
+        before = 0.0 if row["stage"] == "pretrain" else first
+        found[OURS].append((before + float(row["seconds"]), float(row["vae"])))
+    record = read_json(folder / f"{PEER}_seed{seed}.json")
+    seconds = 0.0
+    for epoch in (*record["pretrain"]["history"], *record["finetune"]["history"]):
+        seconds += epoch["seconds"]
+        found[PEER].append((seconds, epoch["val_vae_loss"]))
+    return found
+
+
+def add_seconds_to_loss(folder: Path, costs: dict[str, list[dict[str, Any]]]) -> None:
+    """Seconds of training to the lowest validation loss that both reach, to every run's cost."""
+    for ours, peer in zip(costs[OURS], costs[PEER], strict=True):
+        losses = validation_losses(folder, ours["seed"])
+        target = max(min(loss for _, loss in course) for course in losses.values())
+        for method, cost in ((OURS, ours), (PEER, peer)):
+            cost["seconds_to_loss"] = next(t for t, loss in losses[method] if loss <= target)
 
 
 def execute(command: list[str], log: Path, threads: int) -> dict[str, float]:
@@ -415,6 +443,7 @@ def main(arguments: list[str] | None = None) -> None:
         method: [read_json(folder / f"{method}_seed{seed}" / "cost.json") for seed in options.seeds]
         for method in (OURS, PEER)
     }
+    add_seconds_to_loss(folder, costs)
     scores = {
         method: [score_run(folder, method, seed) for seed in options.seeds]
         for method in (OURS, PEER)

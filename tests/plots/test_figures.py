@@ -172,6 +172,49 @@ def test_each_task_shows_its_headline(make_scores):
         plots.task_scores(make_scores())
 
 
+def test_splits_share_a_panel_and_are_further_points(make_scores, make_runs):
+    splits = ("matching", "matching+split_seed=1", "matching+split_seed=2")
+    methods = [(name, "default", "", "", "") for name in ("cca_pairing", "random_pairing")]
+    scores = make_scores(conditions=splits, metrics=TASK_METRICS[1:3], methods=methods, seeds=2)
+    own = scores[(scores["method"] == "cca_pairing") & (scores["metric"] == TASK_METRICS[1])]
+    assert len(own) == 6
+    drawing = plots.task_scores(scores)
+    assert len([axes for axes in drawing.figure.axes if axes.get_xlabel()]) == 1
+    table = drawing.table[drawing.table["method"] == "cca_pairing"]
+    assert set(table["condition"]) == {"matching"}
+    assert table.loc[table["mark"] == "mean", "n"].item() == 6
+    assert table.loc[table["mark"] == "mean", "value"].item() == pytest.approx(own["value"].mean())
+    seeds = {f"{seed}, split_seed={split}" for seed in range(2) for split in range(3)}
+    assert set(table.loc[table["mark"] == "seed", "seed"]) == seeds
+    words = [text.get_text() for text in drawing.figure.findobj(Text)]
+    assert any("Points: seeds and draws." in text for text in words)
+
+    runs = make_runs(scores)
+    summary = plots.score_summary(scores, runs=runs)
+    row = summary.table.set_index(["method", "panel"]).loc["cca_pairing"]
+    assert set(row["condition"]) == {"matching"}
+    assert set(row["n_runs"]) == {6}
+    assert row.loc[TASK_METRICS[1], "mean"] == pytest.approx(own["value"].mean())
+    seconds = runs.loc[runs["method"] == "cca_pairing", "seconds"]
+    assert row.loc["seconds", "mean"] == pytest.approx(seconds.mean())
+    resources = plots.resources(runs)
+    assert set(resources.table["condition"]) == {"matching"}
+    medians = resources.table.query("method == 'cca_pairing' and panel == 'seconds'")
+    assert set(medians["median"]) == {seconds.median()}
+
+
+def test_subsets_share_a_panel_of_the_comparisons(make_scores):
+    subsets = ("unpaired+cells=500", "unpaired+cells=500+subsample_seed=1")
+    scores = make_scores(conditions=subsets, methods=METHODS, seeds=2)
+    for figure in (plots.foscttm, plots.bio_vs_mixing):
+        drawing = figure(scores)
+        assert set(drawing.table["condition"]) == {"unpaired+cells=500"}
+        own = drawing.table[(drawing.table["method"] == "glue") & (drawing.table["mark"] == "mean")]
+        assert own["n"].item() == 4
+        words = [text.get_text() for text in drawing.figure.findobj(Text)]
+        assert any("oints: seeds and draws." in text for text in words)
+
+
 def test_errors_are_marks_beside_the_trivial_predictor(make_scores):
     methods = [(name, "default", "", "", "") for name in ("scmognn_prediction", "feature_mean")]
     scores = make_scores(conditions=TASK_CONDITIONS, metrics=TASK_METRICS, methods=methods)

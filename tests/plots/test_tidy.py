@@ -154,3 +154,44 @@ def test_unreadable_tables_are_named(tmp_path):
     (tmp_path / "empty.tsv").write_text("")
     with pytest.raises(DataError, match=r"empty\.tsv is no tab-separated table"):
         tidy.read_table(tmp_path / "empty.tsv")
+
+
+def test_draws_are_further_runs_of_one_condition():
+    table = pd.DataFrame(
+        {
+            "dataset": ["a", "a", "a", "b", "a"],
+            "condition": [
+                "matching",
+                "matching+split_seed=2",
+                "matching+use_batch=true+split_seed=2",
+                "matching+split_seed=2",
+                "unpaired+cells=9+subsample_seed=1@corrupt_rate=0.2+corrupt_seed=1",
+            ],
+            "seed": [0, 0, 1, 0, 0],
+        }
+    )
+    pooled = tidy.pool_draws(table)
+    # A condition of which a data set has one draw alone keeps its name.
+    assert pooled["condition"].tolist() == ["matching", "matching", *table["condition"][2:]]
+    assert pooled["seed"].tolist() == ["0, split_seed=0", "0, split_seed=2", "1", "0", "0"]
+    assert tidy.seed_words(pooled) == "seeds and draws"
+    assert tidy.seed_words(table) == "seeds"
+
+
+def test_without_further_draws_a_table_stays_as_it_is(make_scores):
+    table = tidy.prepare_scores(make_scores(conditions=("unpaired", "unpaired@corrupt_seed=1")))
+    pd.testing.assert_frame_equal(tidy.pool_draws(table), table)
+
+
+def test_draws_of_cells_are_pooled_under_every_guidance():
+    slug = "unpaired+cells=9{}@corrupt_rate=0.2"
+    table = pd.DataFrame(
+        {
+            "dataset": "a",
+            "condition": [slug.format(""), slug.format("+subsample_seed=3")],
+            "seed": 1,
+        }
+    )
+    pooled = tidy.pool_draws(table)
+    assert set(pooled["condition"]) == {slug.format("")}
+    assert pooled["seed"].tolist() == ["1, subsample_seed=0", "1, subsample_seed=3"]

@@ -340,6 +340,20 @@ def test_rows_for_a_corrupted_graph_find_runs_that_ignore_it(bench):
     assert "its folder is gone" not in page.text
 
 
+def test_splits_are_further_runs_of_one_row(bench):
+    for row in list(bench.rows):
+        bench.rows.append(row | {"condition": "unpaired+split_seed=1"})
+    bench.collect()
+    page = Page(build_report(bench.root, ["bench"], bench.root / "r.html"))
+    rows = page.table("Method", "Seeds", MAP, "overall")
+    line = next(row for row in rows[1:] if row[0].startswith("glue baseline"))
+    assert line[2:4] == ["unpaired", "4/4"]
+    # The table of single runs has them apart.
+    rows = page.table("Method", "Condition", "Seed", "Status")
+    conditions = {row[rows[0].index("Condition")] for row in rows[1:]}
+    assert conditions == {"unpaired", "unpaired+split_seed=1"}
+
+
 def test_unreadable_files_do_not_stop_the_page(bench):
     (bench.root / "scores" / "second.tsv").write_text("")
     (bench.root / "scores" / "third.tsv").write_text("a\tb\n1\t2\n")

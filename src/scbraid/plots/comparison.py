@@ -101,7 +101,7 @@ def bio_vs_mixing(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = No
     DataError
         When no run has both aggregates.
     """
-    table = tidy.prepare_scores(scores)
+    table = tidy.pool_draws(tidy.prepare_scores(scores))
     wanted = table[table["metric"].isin(["bio", "mixing"]) & table["value"].notna()]
     keys = [*tidy.ROW, "seed"]
     wide = wanted.pivot_table(index=keys, columns="metric", values="value").reset_index()
@@ -124,7 +124,8 @@ def bio_vs_mixing(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = No
         note = " ".join(
             part
             for part in (
-                "Small points: seeds. Large points: mean, with one standard deviation.",
+                f"Small points: {tidy.seed_words(table)}. "
+                "Large points: mean, with one standard deviation.",
                 tidy.mark_note(methods["uses"]),
             )
             if part
@@ -214,7 +215,7 @@ def _points_table(wide: pd.DataFrame, means: pd.DataFrame, methods: pd.DataFrame
     points = pd.concat([wide.assign(mark="seed"), means.assign(mark="mean")], ignore_index=True)
     points = points.merge(methods[["method_id", "label", "role"]], on="method_id")
     points["panel"] = points["dataset"] + " · " + points["condition"]
-    points["seed"] = points["seed"].astype("Int64")
+    points["seed"] = tidy.whole_numbers(points["seed"])
     points["n"] = points["n"].astype("Int64")
     points = points.sort_values(["dataset", "condition", "role", "method_id", "mark", "seed"])
     points = points.rename(columns={"method_id": "method"})
@@ -247,7 +248,7 @@ def foscttm(
     DataError
         When no run has the metric.
     """
-    table = tidy.prepare_scores(scores)
+    table = tidy.pool_draws(tidy.prepare_scores(scores))
     own = table[(table["metric"] == metric) & table["value"].notna()]
     check_not_empty(own, f"the table of scores of the metric {metric!r}")
     runs = tidy.runs_of_scores(table)
@@ -271,7 +272,7 @@ def foscttm(
         note = " ".join(
             part
             for part in (
-                "Points: seeds. Bar: mean, with one standard deviation.",
+                f"Points: {tidy.seed_words(table)}. Bar: mean, with one standard deviation.",
                 "Dashed line: chance (0.5).",
                 tidy.mark_note(methods["uses"]),
             )
@@ -395,7 +396,7 @@ def points_and_means(
     table = table.merge(methods[["method_id", "label", "role"]], on="method_id")
     table["panel"] = table["dataset"] + " · " + table["condition"]
     for column in ("seed", "n"):
-        table[column] = table[column].astype("Int64")
+        table[column] = tidy.whole_numbers(table[column])
     table = table.sort_values(["dataset", "condition", "role", "method_id", "mark", "seed"])
     table = table.rename(columns={"method_id": "method"})
     order = ["panel", "dataset", "condition", "method", "label", "role", "mark", "seed"]

@@ -90,7 +90,7 @@ def resources(runs: pd.DataFrame, stem: str | os.PathLike[str] | None = None) ->
     DataError
         When columns are missing or no run has a number.
     """
-    table = tidy.prepare_runs(runs, list(RESOURCES))
+    table = tidy.pool_draws(tidy.prepare_runs(runs, list(RESOURCES)))
     table = table[~table["status"].isin(["missing", "not_applicable"])]
     timed = ["seconds", "cpu_seconds"]
     # Memory of a device that no run used is 0 everywhere: no panel.

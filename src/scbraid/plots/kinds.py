@@ -47,7 +47,9 @@ _KINDS = (
         "score_summary",
         "All methods, all metrics",
         "One row a method, by role and, within a role, by falling overall score; one block a "
-        "data set and condition. Numbers are raw means over the seeds that finished. Bars show "
+        "data set and condition; conditions that differ in the seed of a draw alone, such as the "
+        "split into training and test cells, are one. Numbers are raw means over the seeds (and "
+        "draws) that finished. Bars show "
         "the mean on a scale from 0 to 1 (seconds, and metrics of which a mean exceeds 1: from 0 "
         "to the largest mean of the block), the thin line minimum and maximum over seeds. "
         "Aggregates are made from metrics that were scaled to the smallest and largest value of "
@@ -82,7 +84,8 @@ _KINDS = (
         "targets (lower is better), the mean probability that a matching gives to the true "
         "partner (dashed: chance within batches), the plain mean of the metrics of a joint "
         "embedding that apply to the data, the chance that an imputation ranks a hidden open peak "
-        "above a closed one of its cell that is as frequent. Points are seeds, the bar ends at "
+        "above a closed one of its cell that is as frequent. Points are seeds, and draws where "
+        "conditions differ in the seed of a draw alone; the bar ends at "
         "their mean, the thin line spans one standard deviation either way. Scales differ between "
         "panels: targets of two data sets, and numbers of candidates, have nothing in common. † "
         "marks methods that see cell-type labels (of the exploration part), ‡ those that see which "

@@ -81,11 +81,12 @@ def score_summary(
 ) -> Drawing:
     """Draw one row a method and one column a metric, for every data set and condition.
 
-    Numbers are raw means over seeds. The bar below shows the mean on a scale from 0 to 1 (seconds,
-    and metrics of which a mean exceeds 1: from 0 to the largest mean of the block), the line on it
-    minimum and maximum over seeds. Methods stand by role and, within a role, by falling overall
-    score; a method none of whose runs finished keeps its row, with its status. Methods that see
-    labels or pairing are marked.
+    Numbers are raw means over seeds, and over draws: conditions that differ in the seed of a draw
+    alone (``split_seed``) are one block. The bar below shows the mean on a scale from 0 to 1
+    (seconds, and metrics of which a mean exceeds 1: from 0 to the largest mean of the block), the
+    line on it minimum and maximum over seeds. Methods stand by role and, within a role, by falling
+    overall score; a method none of whose runs finished keeps its row, with its status. Methods that
+    see labels or pairing are marked.
 
     Parameters
     ----------
@@ -111,6 +112,7 @@ def score_summary(
     run_table = tidy.runs_of_scores(table)
     if runs is not None and "seconds" not in set(table["metric"]):
         table = pd.concat([table, _seconds_of_runs(runs, run_table)], ignore_index=True)
+    table, run_table = tidy.pool_draws(table), tidy.pool_draws(run_table)
     valued = table[table["value"].notna() & (table["status"] == "ok")]
     shown = tidy.shown_metrics(valued["metric"]) if metrics is None else list(metrics)
     summary = tidy.spread(valued[valued["metric"].isin(shown)], [*tidy.ROW, "metric"])
@@ -145,11 +147,12 @@ def _seconds_of_runs(runs: pd.DataFrame, run_table: pd.DataFrame) -> pd.DataFram
 
 
 def _note(run_table: pd.DataFrame) -> str:
+    seeds = tidy.seed_words(run_table)
     words = [
-        "Numbers: raw mean over seeds. Bars: the mean on a scale from 0 to 1 (seconds, and what "
-        "exceeds 1: from 0 to the",
-        "largest). Thin line: minimum to maximum over seeds. ↓\u00a0lower is better. Seeds: runs",
-        "finished of runs started. –\u00a0not defined for this method or data set.",
+        f"Numbers: raw mean over {seeds}. Bars: the mean on a scale from 0 to 1 (seconds, and what",
+        f"exceeds 1: from 0 to the largest). Thin line: minimum to maximum over {seeds}.",
+        "↓\u00a0lower is better. Seeds: runs finished of runs started.",
+        "–\u00a0not defined for this method or data set.",
         tidy.mark_note(run_table["uses"]),
     ]
     return " ".join(word for word in words if word)

@@ -52,6 +52,8 @@ _SHARE = 1 / 3
 def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None) -> Drawing:
     """Draw the headline score of every task, data set by data set.
 
+    Conditions that differ in the seed of a draw alone (``split_seed``) share a panel.
+
     Parameters
     ----------
     scores
@@ -71,7 +73,7 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
     NothingToDraw
         When no run has such a score.
     """
-    table = tidy.prepare_scores(scores)
+    table = tidy.pool_draws(tidy.prepare_scores(scores))
     task = table["condition"].str.extract(r"^([a-z]+)", expand=False)
     headline = task.map({name: metric for name, (metric, _) in HEADLINES.items()})
     base = table["metric"].str.partition("@")[0]
@@ -111,7 +113,9 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
         foot = 6.0 + 3.0 * max(len(words_below[_task_of(panel[1])]) for panel in panels)
         panel_height = max(len(methods), 2) * row_height
         n_rows = math.ceil(len(panels) / n_columns)
-        words = ["Points: seeds. Bar or mark: mean, with one standard deviation."]
+        words = [
+            f"Points: {tidy.seed_words(table)}. Bar or mark: mean, with one standard deviation."
+        ]
         words += ["Dashed line: chance."] * (len(chance) > 0)
         drawn = len(trivial) > 0 and not all(beyond.values())
         words += ["Dashed line: the training mean of every feature."] * drawn

@@ -380,6 +380,69 @@ def run_conditions(rows: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
     ]
 
 
+def pool_draws(table: pd.DataFrame) -> pd.DataFrame:
+    """Take conditions that differ in the seed of a draw alone as one, with more runs.
+
+    Draws are choices that `prepare` makes at random: test cells (``split_seed``), cells
+    (``subsample_seed``), hidden peaks (``hidden_seed``) and the like; not the corruption of a
+    guidance graph, over which :func:`scbraid.plots.robustness_curve` goes.
+
+    Parameters
+    ----------
+    table
+        Any table with dataset, condition and seed.
+
+    Returns
+    -------
+    DataFrame
+        A copy. Where conditions of a data set differ in draws alone, ``condition`` lacks the seeds
+        of the draws, and ``seed`` is a text that has them: ``0, split_seed=3``. Where nothing is
+        pooled, the table stays as it is.
+    """
+    places = table[["dataset", "condition"]].drop_duplicates()
+    parts = [_without_draws(condition) for condition in places["condition"]]
+    places = places.assign(base=[base for base, _ in parts], draws=[draws for _, draws in parts])
+    words = {}
+    for (dataset, base), own in places.groupby(["dataset", "base"], sort=False):
+        names = sorted({name for draws in own["draws"] for name in draws})
+        for condition, draws in zip(own["condition"], own["draws"], strict=True):
+            # A seed that is not named is at its default.
+            told = [f"{name}={draws.get(name, '0')}" for name in names]
+            words[dataset, condition] = (base, ", ".join(told)) if len(own) > 1 else (condition, "")
+    if not any(told for _, told in words.values()):
+        return table.copy()
+    found = [words[place] for place in zip(table["dataset"], table["condition"], strict=True)]
+    seeds = [
+        f"{seed}, {told}" if told else str(seed)
+        for seed, (_, told) in zip(table["seed"], found, strict=True)
+    ]
+    return table.assign(condition=[base for base, _ in found], seed=seeds)
+
+
+def _without_draws(condition: str) -> tuple[str, dict[str, str]]:
+    """Split a condition into what it is without the seeds of draws, and these by name."""
+    data, at_sign, guidance = condition.partition("@")
+    kept, draws = [], {}
+    for part in data.split("+"):
+        name, _, value = part.partition("=")
+        if name.endswith("_seed"):
+            draws[name] = value
+        else:
+            kept.append(part)
+    return "+".join(kept) + at_sign + guidance, draws
+
+
+def seed_words(table: pd.DataFrame) -> str:
+    """What the points of a figure are: ``seeds``, or ``seeds and draws`` where draws are pooled."""
+    pooled = table["seed"].astype(str).str.contains("_seed=", regex=False).any()
+    return "seeds and draws" if pooled else "seeds"
+
+
+def whole_numbers(column: pd.Series) -> pd.Series:
+    """Seeds or counts as integers with missing values; seeds of pooled draws stay texts."""
+    return column.astype("Int64") if pd.api.types.is_numeric_dtype(column) else column
+
+
 def spread(table: pd.DataFrame, by: Sequence[str], value: str = "value") -> pd.DataFrame:
     """Mean, sd, minimum, maximum and number of values of each group, missing ones left out.
 

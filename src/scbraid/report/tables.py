@@ -186,14 +186,16 @@ def undefined_rows(study: StudyData) -> list[dict[str, Any]]:
 def score_table(study: StudyData) -> dict[str, Any]:
     """Means over seeds: one row a data set, condition and method, one column a metric.
 
+    Conditions that differ in the seed of a draw alone are one (`scbraid.plots.tidy.pool_draws`).
+
     Returns
     -------
     dict
         ``groups`` (heading and number of columns), ``metrics`` (label, name, direction) and
         ``rows`` (dataset, condition, method, seeds, cells of :class:`Cell`).
     """
-    scores = study.scores
-    assert scores is not None
+    assert study.scores is not None
+    scores = tidy.pool_draws(study.scores)
     metrics = _columns(scores)
     summary = tidy.spread(scores, [*tidy.ROW, "metric"]).set_index([*tidy.ROW, "metric"])
     values = scores[scores["value"].notna()].groupby([*tidy.ROW, "metric"])

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,6 +203,34 @@ def test_order_of_the_entries_within_a_row_is_no_matter():
         object.__setattr__(flipped, part, getattr(straight, part).flip(0))
     first, second = (float(softmax_negative_binomial_nll(*leaves, c)) for c in (straight, flipped))
     assert first == pytest.approx(second, rel=1e-7)
+
+
+# -- the machine code ------------------------------------------------------------------------
+
+
+def digest() -> str:
+    """Digest of a likelihood and of drawn vertices with all their gradients."""
+    arrays, x = problem(70, 300)
+    value, gradients = nll(arrays, x, torch.float32)
+    made = encoder(600)
+    tensors = sampled(made, np.uint64(3))
+    whole = hashlib.sha256(np.float64(value).tobytes())
+    for array in [*gradients.values(), *(tensor.numpy() for tensor in tensors)]:
+        whole.update(np.ascontiguousarray(array).tobytes())
+    return whole.hexdigest()
+
+
+def test_just_compiled_and_from_disk_are_the_same_to_the_bit(tmp_path):
+    command = [sys.executable, "-c", "import test_compiled; print(test_compiled.digest())"]
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": path}
+    found = [
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert any(tmp_path.rglob("*.nbc"))
+    assert found[0] == found[1]
+    assert len(found[0].strip()) == 64
 
 
 # -- graph ---------------------------------------------------------------------------------

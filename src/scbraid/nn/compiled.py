@@ -51,8 +51,8 @@ _LOG = tuple(
 _ATANH = tuple(np.float32(2.0 / k) for k in (15, 13, 11, 9, 7, 5, 3, 1))
 
 
-def _compile(fastmath: set[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
+def _compile(fastmath: set[str], **more: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath, **more}
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
@@ -67,8 +67,11 @@ def _compile(fastmath: set[str]) -> Callable[[Callable[..., Any]], Callable[...,
 
 # Fused multiply-add may be used; sums are added in the order written.
 _strict = _compile({"contract", "nsz"})
-# Sums may be added in any order (that of the vector lanes, the same at every call).
-_loose = _compile({"contract", "nsz", "reassoc"})
+# Sums may be added in any order: that of the vector lanes, the same at every call. The machine code
+# of a loop that calls another one may hold a copy of that one, optimised once more and with another
+# order of its sums; which of the two is called depends on what was just compiled and what comes
+# from disk. So these loops are not called: their instructions stand where they are used.
+_loose = _compile({"contract", "nsz", "reassoc"}, forceinline=True)
 
 _AS_IS, _FLIPPED = ord("N"), ord("T")
 

@@ -344,6 +344,8 @@ def draw_bars(
                 color=MUTED,
                 va="center",
                 style="italic",
+                # A line of chance may cross the words.
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
             )
             continue
         row, key = summary.loc[method], marks[method]
@@ -382,11 +384,18 @@ def why_absent(statuses: pd.Series) -> str:
 
 
 def points_and_means(
-    seeds: pd.DataFrame, means: pd.DataFrame, runs: pd.DataFrame, methods: pd.DataFrame
+    seeds: pd.DataFrame,
+    means: pd.DataFrame,
+    runs: pd.DataFrame,
+    methods: pd.DataFrame,
+    further: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Numbers behind points and bars: one row a seed, a mean, or a run without a value."""
+    """Numbers behind points and bars: one row a seed, a mean, or a run without a value.
+
+    The columns `further` hold whole numbers that tell runs of one seed apart.
+    """
     keys: Sequence[str] = tidy.ROW
-    points = seeds[[*keys, "seed", "value", "status"]].assign(mark="seed")
+    points = seeds[[*keys, "seed", *further, "value", "status"]].assign(mark="seed")
     summary = means.rename(columns={"mean": "value"}).assign(mark="mean", status="ok")
     valued = set(map(tuple, means[keys].to_numpy()))
     rest = runs[[tuple(row) not in valued for row in runs[keys].to_numpy()]]
@@ -394,9 +403,9 @@ def points_and_means(
     table = pd.concat([points, summary, absent], ignore_index=True)
     table = table.merge(methods[["method_id", "label", "role"]], on="method_id")
     table["panel"] = table["dataset"] + " · " + table["condition"]
-    for column in ("seed", "n"):
+    for column in ("seed", *further, "n"):
         table[column] = table[column].astype("Int64")
-    table = table.sort_values(["dataset", "condition", "role", "method_id", "mark", "seed"])
-    table = table.rename(columns={"method_id": "method"})
-    order = ["panel", "dataset", "condition", "method", "label", "role", "mark", "seed"]
+    by = ["dataset", "condition", "role", "method_id", "mark", *further, "seed"]
+    table = table.sort_values(by).rename(columns={"method_id": "method"})
+    order = ["panel", "dataset", "condition", "method", "label", "role", "mark", "seed", *further]
     return table[[*order, "value", "sd", "min", "max", "n", "status"]]

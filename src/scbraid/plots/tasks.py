@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
+from scbraid.conditions import Condition
+from scbraid.errors import ScbraidError
 from scbraid.plots import tidy
 from scbraid.plots.comparison import draw_bars, method_keys, panel_columns, points_and_means
 from scbraid.plots.style import (
@@ -38,6 +41,9 @@ HEADLINES = {
     ),
 }
 _CHANCE = "matching_chance"
+_SPLIT_SEED = "split_seed="
+# Settings whose absence means something.
+_ALL = {"cells": "all cells", "layers": "all layers"}
 # The trivial predictor.
 _MEAN = "feature_mean"
 # Methods of these tasks see the pairs of training cells by the task, whatever they declare.
@@ -52,6 +58,9 @@ _SHARE = 1 / 3
 def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None) -> Drawing:
     """Draw the headline score of every task, data set by data set.
 
+    Conditions that differ in the seed of the split alone share a panel: their runs are points of
+    one mean and one deviation. Methods that lack some of its splits are named below the panels.
+
     Parameters
     ----------
     scores
@@ -62,9 +71,9 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
     Returns
     -------
     Drawing
-        Columns of its table: panel, dataset, condition, metric, method, label, role, mark (``seed``
-        or ``mean``), seed, value, and for means sd, min, max, n; status for methods without a
-        value.
+        Columns of its table: panel, dataset, condition (without the seed of the split), metric,
+        method, label, role, mark (``seed`` or ``mean``), seed, split_seed, value, and for means sd,
+        min, max, n; status for methods without a value.
 
     Raises
     ------
@@ -72,6 +81,9 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
         When no run has such a score.
     """
     table = tidy.prepare_scores(scores)
+    parts = [_without_split_seed(condition) for condition in table["condition"]]
+    table["condition"] = [condition for condition, _ in parts]
+    table["split_seed"] = [split_seed for _, split_seed in parts]
     task = table["condition"].str.extract(r"^([a-z]+)", expand=False)
     headline = task.map({name: metric for name, (metric, _) in HEADLINES.items()})
     base = table["metric"].str.partition("@")[0]
@@ -88,6 +100,7 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
     chance = table[(base == _CHANCE) & table["value"].notna()]
     trivial = means[(means["method_id"] == _MEAN) & (sign < 0)]
     panels = tidy.facets(own)
+    headings = panel_words([(dataset, condition) for dataset, condition, _ in panels])
     told = [tuple(use for use in uses if use not in _TOLD) for uses in methods["uses"]]
     beyond = {
         (dataset, condition): _is_beyond(tidy.at(own, dataset, condition))
@@ -111,7 +124,9 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
         foot = 6.0 + 3.0 * max(len(words_below[_task_of(panel[1])]) for panel in panels)
         panel_height = max(len(methods), 2) * row_height
         n_rows = math.ceil(len(panels) / n_columns)
-        words = ["Points: seeds. Bar or mark: mean, with one standard deviation."]
+        points = "seeds" if own["split_seed"].nunique() == 1 else "runs, of every split and seed"
+        words = [f"Points: {points}. Bar or mark: mean, with one standard deviation."]
+        words += _lacking_splits(own, methods, headings)
         words += ["Dashed line: chance."] * (len(chance) > 0)
         drawn = len(trivial) > 0 and not all(beyond.values())
         words += ["Dashed line: the training mean of every feature."] * drawn
@@ -120,12 +135,12 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
         note = " ".join([*words, tidy.mark_note(told)]).strip()
         body = n_rows * (title_height + panel_height + foot)
         sheet = Sheet(width, body + paragraph_height(note, width - 4) + 3)
-        for at, (dataset, condition, title) in enumerate(panels):
+        for at, (dataset, condition, _) in enumerate(panels):
             row, column = divmod(at, n_columns)
             x = left + column * (panel_width + gap)
             y = row * (title_height + panel_height + foot) + title_height
             room = panel_width + (left - 2 if n_columns == 1 else 0)
-            heading = title.replace(condition, in_words(condition))
+            heading = headings[dataset, condition]
             panel_heading(sheet, 2.0 if n_columns == 1 else x, y - 2.0, heading, room)
             axes = sheet.axes(x, y, panel_width, panel_height)
             seeds = tidy.at(own, dataset, condition)
@@ -158,7 +173,7 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
             axes.set_yticks(np.arange(len(methods)), labels if column == 0 else [""] * len(labels))
             axes.set_xlabel("\n".join(words_below[_task_of(condition)]))
         sheet.paragraph(2.0, body + 0.5, note, width - 4)
-        found = points_and_means(own, means, runs, methods)
+        found = points_and_means(own, means, runs, methods, further=("split_seed",))
         names = own.drop_duplicates(["dataset", "condition"])[["dataset", "condition", "metric"]]
         found = found.merge(names, on=["dataset", "condition"], how="left")
         found.insert(3, "metric", found.pop("metric"))
@@ -175,12 +190,84 @@ def _is_beyond(seeds: pd.DataFrame) -> bool:
     return bool(others.max() - others.min() < _SHARE * length)
 
 
-def in_words(condition: str) -> str:
-    """A condition as the heading of a panel: ``from rna, cells=400``; the task is in the axis."""
-    task, *settings = condition.split("+")
-    words = [part.replace("source=", "from ") for part in settings]
-    # The source first: it is the sub-task.
-    return ", ".join(sorted(words, key=lambda part: not part.startswith("from "))) or task
+def _without_split_seed(condition: str) -> tuple[str, int]:
+    """Take the seed of the split, 0 where none is stated, out of a condition."""
+    data, at, guidance = condition.partition("@")
+    kept, seed = [], 0
+    for item in data.split("+"):
+        value = item.removeprefix(_SPLIT_SEED)
+        if value != item and value.isdigit():
+            seed = int(value)
+        else:
+            kept.append(item)
+    return "+".join(kept) + at + guidance, seed
+
+
+def _lacking_splits(
+    own: pd.DataFrame, methods: pd.DataFrame, headings: Mapping[tuple[str, str], str]
+) -> list[str]:
+    """Name the methods that have values of fewer splits than others of their panel.
+
+    Levels move from split to split, so that their means do not compare with the others.
+    """
+    n_splits = own.groupby([*tidy.ROW])["split_seed"].nunique()
+    most = n_splits.groupby(level=["dataset", "condition"]).transform("max")
+    labels = methods.set_index("method_id")["label"]
+    several = len(headings) > 1
+    found = [
+        f"{labels[method]} {n} of {most[dataset, condition, method]}"
+        + (f" ({headings[dataset, condition]})" if several else "")
+        for (dataset, condition, method), n in n_splits[n_splits < most].items()
+    ]
+    return [f"Of fewer splits than others: {'; '.join(found)}."] if found else []
+
+
+def panel_words(panels: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Headings of panels, (dataset, condition) each: what tells them apart.
+
+    That is the data set, where there are several; the source of a prediction (``from rna``); and
+    every setting in which conditions of the same task differ, at its default as well
+    (``cells=400`` beside ``all cells``). A condition that differs from no other of its task is
+    headed by the task.
+    """
+    settings = {condition: _settings(condition) for _, condition in panels}
+    several = len({dataset for dataset, _ in panels}) > 1
+    found = {}
+    for dataset, condition in panels:
+        own = settings[condition]
+        peers = [other for other in settings.values() if other["task"] == own["task"]]
+        words = [
+            _word(name, value)
+            for name, value in own.items()
+            if name == "source" or any(other.get(name) != value for other in peers)
+        ]
+        # The source first: it is the sub-task.
+        words.sort(key=lambda word: not word.startswith("from "))
+        heading = ", ".join(words) or str(own["task"])
+        one = several or len(panels) == 1
+        found[dataset, condition] = f"{dataset} · {heading}" if one else heading
+    return found
+
+
+def _settings(condition: str) -> dict[str, object]:
+    """Settings of a condition with their defaults; the whole text of one that cannot be read."""
+    try:
+        read = Condition.parse(condition)
+    except ScbraidError:
+        return {"task": condition}
+    found = {**read.data.arguments(), **read.guidance.arguments()}
+    return {name: value for name, value in found.items() if name != "source" or value is not None}
+
+
+def _word(name: str, value: object) -> str:
+    """One setting in a heading."""
+    if name == "source":
+        return f"from {value}"
+    if value is None:
+        return _ALL.get(name, f"{name}=none")
+    if isinstance(value, tuple):
+        return f"{name}={'-'.join(value)}"
+    return f"{name}={str(value).lower() if isinstance(value, bool) else value}"
 
 
 def _task_of(condition: str) -> str:

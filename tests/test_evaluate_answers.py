@@ -191,6 +191,42 @@ def test_hand_worked_weights(places, tmp_path):
     assert found["matching_probability_reverse"] == pytest.approx((n - 3 + 1 / 3) / n)
 
 
+def test_negative_weights_are_none(places, tmp_path):
+    """As in the organisers' program: to 0 first, then rows are divided by their sums."""
+    place = places["matching"]
+    run, true = place.run(tmp_path), true_matching(place)
+    weights = true.weights.toarray()
+    others = np.roll(true.weights.indices, 1)
+    # The rest of the row sums to less than 0; without it all is on the partner.
+    weights[np.arange(len(weights)), others] = -3.0
+    write_matching(
+        run / "matching.npz", dataclasses.replace(true, weights=sp.csr_matrix(weights), hard=False)
+    )
+    found = place.score(run)["value"]
+    for name in ("matching_probability", "matching_top1", "matching_probability_reverse"):
+        assert found[name] == 1
+
+
+def test_a_matching_of_one_layer_with_itself_is_refused(places, tmp_path):
+    place = places["matching"]
+    run, true = place.run(tmp_path), true_matching(place)
+    cells = (true.cells[0], true.cells[0])
+    itself = sp.csr_matrix(np.eye(len(cells[0]), dtype=np.float32))
+    answer = dataclasses.replace(true, layers=("rna", "rna"), cells=cells, weights=itself)
+    write_matching(run / "matching.npz", answer)
+    with pytest.raises(ContractError, match="matches the layers rna, rna; expected atac and rna"):
+        place.score(run)
+
+
+def test_weights_that_are_no_numbers_are_refused(places, tmp_path):
+    place = places["matching"]
+    run, true = place.run(tmp_path), true_matching(place)
+    true.weights.data[3] = np.nan
+    write_matching(run / "matching.npz", true)
+    with pytest.raises(DataError, match=r"matching\.npz has 1 weights that are NaN or infinite"):
+        place.score(run)
+
+
 def test_a_matching_of_other_cells_is_refused(places, tmp_path):
     place = places["matching"]
     run, true = place.run(tmp_path), true_matching(place)
@@ -314,6 +350,9 @@ def test_the_truth_states_the_task(places, tmp_path):
     for task, place in places.items():
         assert task_of_truth(place.folder / "truth.parquet") == task
     assert task_of_truth(tmp_path / "truth.tsv") is None
+    # Not the absence of what a run of another task would have.
+    with pytest.raises(DataError, match=r"truth\.parquet does not exist; prepare the data"):
+        evaluate(places["matching"].run(tmp_path / "run"), tmp_path / "truth.parquet")
     (tmp_path / "truth.parquet").write_bytes(b"nothing")
     with pytest.raises(DataError, match="cannot be read as a truth table"):
         task_of_truth(tmp_path / "truth.parquet")

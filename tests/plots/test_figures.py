@@ -13,6 +13,7 @@ from scbraid import plots
 from scbraid.errors import DataError
 from scbraid.plots import FIGURES
 from scbraid.plots.style import Sheet
+from scbraid.plots.tasks import panel_words
 
 RATES = (0, 0.2, 0.6, 1.0)
 NOISE = [
@@ -213,6 +214,52 @@ def test_subsets_share_a_panel_of_the_comparisons(make_scores):
         assert own["n"].item() == 4
         words = [text.get_text() for text in drawing.figure.findobj(Text)]
         assert any("oints: seeds and draws." in text for text in words)
+
+
+def test_methods_that_lack_splits_are_named(make_scores, text_boxes):
+    conditions = ["matching", "matching+split_seed=1", "matching+split_seed=4"]
+    scores = make_scores(conditions=conditions, metrics=TASK_METRICS[1:3], methods=METHODS)
+    # One method was run on two of the three.
+    lost = (scores["method"] == "glue") & (scores["condition"] == conditions[2])
+    drawing = plots.task_scores(scores[~lost])
+    words = " ".join(text.get_text() for text in drawing.figure.findobj(Text)).replace("\n", " ")
+    assert "fewer draws than others: GLUE 2 of 3" in words
+    assert text_boxes(drawing.figure).overlaps() == []
+    # One split says nothing of splits.
+    alone = plots.task_scores(scores[scores["condition"] == conditions[1]])
+    words = " ".join(text.get_text() for text in alone.figure.findobj(Text))
+    assert "Points: seeds." in words
+    assert "fewer" not in words
+
+
+def test_panels_are_headed_by_what_tells_them_apart():
+    def words(*conditions, datasets=("d",)):
+        panels = [(dataset, condition) for dataset in datasets for condition in conditions]
+        return list(panel_words(panels).values())
+
+    assert words("matching", "matching+cells=400") == ["all cells", "cells=400"]
+    assert words("joint", "joint+use_batch=true") == ["use_batch=false", "use_batch=true"]
+    # What all have in common is left out, but for the source.
+    assert words("prediction+source=rna+cells=400", "prediction+source=adt+cells=400") == [
+        "from rna",
+        "from adt",
+    ]
+    assert words("prediction+source=rna", "prediction+source=adt+n_top_genes=500") == [
+        "from rna, n_top_genes=2000",
+        "from adt, n_top_genes=500",
+    ]
+    # Settings of other tasks do not matter.
+    assert words("matching", "joint", "prediction+source=rna+cells=400") == [
+        "matching",
+        "joint",
+        "from rna",
+    ]
+    assert words("matching", datasets=("d", "e")) == ["d · matching", "e · matching"]
+    assert words("matching+split=batch+test_batches=b1-b2") == ["d · matching"]
+    found = words("matching", "matching+split=batch+test_batches=b1-b2")
+    assert found == ["split=random, test_batches=none", "split=batch, test_batches=b1-b2"]
+    # Names that nobody can read stand as they are.
+    assert words("matching of my own", "joint") == ["matching of my own", "joint"]
 
 
 def test_errors_are_marks_beside_the_trivial_predictor(make_scores):

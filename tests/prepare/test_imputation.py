@@ -100,7 +100,7 @@ def test_the_input_holds_nothing_of_what_is_hidden(toy, tmp_path):
 
 def test_neither_seed_nor_labels_stand_in_the_input(toy, tmp_path):
     data, _, _ = run(toy, tmp_path, hidden_seed=7)
-    assert "hidden_seed" not in str(data.meta["prepare"])
+    assert "hidden_seed" not in str(data.meta)
     first = (tmp_path / "input.h5mu").read_bytes()
     layers = {
         name: (X, obs.drop(columns=list(obs)), var) for name, (X, obs, var) in make_layers().items()

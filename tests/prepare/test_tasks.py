@@ -260,9 +260,12 @@ def test_joint_is_paired_and_split_in_exploration_and_rest(toy, tmp_path):
 # -------------------------------------------------------------------------------- nothing gets out
 
 
+@pytest.mark.parametrize(
+    "split", [{}, {"split_seed": 3}, {"split": "batch", "test_batches": ("b2",)}], ids=str
+)
 @pytest.mark.parametrize("condition", CONDITIONS, ids=lambda c: "-".join(map(str, c.values())))
-def test_input_holds_no_label_and_no_original_name(toy, tmp_path, condition):
-    _, truth, done = run(toy, tmp_path, **condition)
+def test_input_holds_no_label_and_no_original_name(toy, tmp_path, condition, split):
+    _, truth, done = run(toy, tmp_path, **condition, **split)
     content = done.input_path.read_bytes()
     for word in (*LABELS, "type0", "sub1", "lin1", "donor_", "split_seed", "test_batches"):
         assert word.encode() not in content, word

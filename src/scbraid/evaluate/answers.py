@@ -58,10 +58,20 @@ def all_answer_metrics() -> dict[str, Metric]:
 
 
 def task_of_truth(path: str | Path) -> str | None:
-    """Task that a truth table is of, where it has metrics of its own; None for others."""
+    """Task that a truth table is of, where it has metrics of its own; None for others.
+
+    Raises
+    ------
+    DataError
+        When a parquet file is absent or cannot be read.
+    """
     path = Path(path)
-    if path.suffix != ".parquet" or not path.is_file():
+    if path.suffix != ".parquet":
         return None
+    if not path.is_file():
+        # What is missing otherwise is what the run has, of whatever task.
+        msg = f"{path} does not exist; prepare the data, or give the truth of the run's condition"
+        raise DataError(msg)
     import pyarrow.parquet as pq
 
     try:
@@ -188,6 +198,10 @@ def _score_matching(path: Path, truth_path: Path) -> list[Score]:
     names, cells, weights = _read_matching(path)
     table = pd.read_parquet(truth_path)
     table = table[table["split"] == "test"]
+    expected = sorted(set(table["modality"]))
+    if sorted(names) != expected:
+        msg = f"{path} matches the layers {', '.join(names)}; expected {' and '.join(expected)}"
+        raise ContractError(msg)
     known = []
     for layer, own in zip(names, cells, strict=True):
         rows = table[table["modality"] == layer].set_index("cell")
@@ -232,16 +246,20 @@ def _read_matching(
         msg = f"{path} cannot be read as a matching ({error}); run the method again"
         raise DataError(msg) from error
     shape = (len(cells[0]), len(cells[1]))
+    n_bad = int((~np.isfinite(parts[0])).sum())
+    if n_bad:
+        msg = f"{path} has {n_bad:,} weights that are NaN or infinite; run the method again"
+        raise DataError(msg)
     return layers, cells, sp.csr_matrix(parts, shape=shape)
 
 
 def _probabilities(weights: sp.csr_matrix) -> sp.csr_array:
     """Divide rows by their sums; a cell without a weight gives all to a candidate that is none.
 
-    It then scores 0, as its true partner got nothing.
+    It then scores 0, as its true partner got nothing. Negative weights are none.
     """
-    sums = np.asarray(weights.sum(axis=1, dtype=np.float64)).ravel()
-    nobody = sp.csr_array((sums <= 0).astype(np.float64)[:, None])
+    sums = np.asarray(weights.maximum(0).sum(axis=1, dtype=np.float64)).ravel()
+    nobody = sp.csr_array((sums == 0).astype(np.float64)[:, None])
     return row_stochastic(sp.hstack([weights, nobody], format="csr"))
 
 

@@ -345,6 +345,8 @@ def draw_bars(
                 color=MUTED,
                 va="center",
                 style="italic",
+                # A line of chance may cross the words.
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
             )
             continue
         row, key = summary.loc[method], marks[method]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
+from scbraid.conditions import Condition
+from scbraid.errors import ScbraidError
 from scbraid.plots import tidy
 from scbraid.plots.comparison import draw_bars, method_keys, panel_columns, points_and_means
 from scbraid.plots.style import (
@@ -38,6 +41,8 @@ HEADLINES = {
     ),
 }
 _CHANCE = "matching_chance"
+# Settings whose absence means something.
+_ALL = {"cells": "all cells", "layers": "all layers"}
 # The trivial predictor.
 _MEAN = "feature_mean"
 # Methods of these tasks see the pairs of training cells by the task, whatever they declare.
@@ -52,7 +57,9 @@ _SHARE = 1 / 3
 def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None) -> Drawing:
     """Draw the headline score of every task, data set by data set.
 
-    Conditions that differ in the seed of a draw alone (``split_seed``) share a panel.
+    Conditions that differ in the seed of a draw alone (``split_seed``) share a panel: their runs
+    are points of one mean and one deviation. Methods that lack some of the draws are named below
+    the panels.
 
     Parameters
     ----------
@@ -64,9 +71,9 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
     Returns
     -------
     Drawing
-        Columns of its table: panel, dataset, condition, metric, method, label, role, mark (``seed``
-        or ``mean``), seed, value, and for means sd, min, max, n; status for methods without a
-        value.
+        Columns of its table: panel, dataset, condition (without the seeds of draws), metric,
+        method, label, role, mark (``seed`` or ``mean``), seed, value, and for means sd, min, max,
+        n; status for methods without a value.
 
     Raises
     ------
@@ -90,6 +97,7 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
     chance = table[(base == _CHANCE) & table["value"].notna()]
     trivial = means[(means["method_id"] == _MEAN) & (sign < 0)]
     panels = tidy.facets(own)
+    headings = panel_words([(dataset, condition) for dataset, condition, _ in panels])
     told = [tuple(use for use in uses if use not in _TOLD) for uses in methods["uses"]]
     beyond = {
         (dataset, condition): _is_beyond(tidy.at(own, dataset, condition))
@@ -116,6 +124,7 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
         words = [
             f"Points: {tidy.seed_words(table)}. Bar or mark: mean, with one standard deviation."
         ]
+        words += _lacking_draws(own, methods, headings)
         words += ["Dashed line: chance."] * (len(chance) > 0)
         drawn = len(trivial) > 0 and not all(beyond.values())
         words += ["Dashed line: the training mean of every feature."] * drawn
@@ -124,12 +133,12 @@ def task_scores(scores: pd.DataFrame, stem: str | os.PathLike[str] | None = None
         note = " ".join([*words, tidy.mark_note(told)]).strip()
         body = n_rows * (title_height + panel_height + foot)
         sheet = Sheet(width, body + paragraph_height(note, width - 4) + 3)
-        for at, (dataset, condition, title) in enumerate(panels):
+        for at, (dataset, condition, _) in enumerate(panels):
             row, column = divmod(at, n_columns)
             x = left + column * (panel_width + gap)
             y = row * (title_height + panel_height + foot) + title_height
             room = panel_width + (left - 2 if n_columns == 1 else 0)
-            heading = title.replace(condition, in_words(condition))
+            heading = headings[dataset, condition]
             panel_heading(sheet, 2.0 if n_columns == 1 else x, y - 2.0, heading, room)
             axes = sheet.axes(x, y, panel_width, panel_height)
             seeds = tidy.at(own, dataset, condition)
@@ -179,12 +188,72 @@ def _is_beyond(seeds: pd.DataFrame) -> bool:
     return bool(others.max() - others.min() < _SHARE * length)
 
 
-def in_words(condition: str) -> str:
-    """A condition as the heading of a panel: ``from rna, cells=400``; the task is in the axis."""
-    task, *settings = condition.split("+")
-    words = [part.replace("source=", "from ") for part in settings]
-    # The source first: it is the sub-task.
-    return ", ".join(sorted(words, key=lambda part: not part.startswith("from "))) or task
+def _lacking_draws(
+    own: pd.DataFrame, methods: pd.DataFrame, headings: Mapping[tuple[str, str], str]
+) -> list[str]:
+    """Name the methods that have values of fewer draws than others of their panel.
+
+    Levels move from split to split, so that their means do not compare with the others.
+    """
+    draws = own["seed"].astype(str).str.partition(", ")[2]
+    n_draws = draws.groupby([own[column] for column in tidy.ROW]).nunique()
+    most = n_draws.groupby(level=["dataset", "condition"]).transform("max")
+    labels = methods.set_index("method_id")["label"]
+    several = len(headings) > 1
+    found = [
+        f"{labels[method]} {n} of {most[dataset, condition, method]}"
+        + (f" ({headings[dataset, condition]})" if several else "")
+        for (dataset, condition, method), n in n_draws[n_draws < most].items()
+    ]
+    return [f"Of fewer draws than others: {'; '.join(found)}."] if found else []
+
+
+def panel_words(panels: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Headings of panels, (dataset, condition) each: what tells them apart.
+
+    That is the data set, where there are several; the source of a prediction (``from rna``); and
+    every setting in which conditions of the same task differ, at its default as well
+    (``cells=400`` beside ``all cells``). A condition that differs from no other of its task is
+    headed by the task.
+    """
+    settings = {condition: _settings(condition) for _, condition in panels}
+    several = len({dataset for dataset, _ in panels}) > 1
+    found = {}
+    for dataset, condition in panels:
+        own = settings[condition]
+        peers = [other for other in settings.values() if other["task"] == own["task"]]
+        words = [
+            _word(name, value)
+            for name, value in own.items()
+            if name == "source" or any(other.get(name) != value for other in peers)
+        ]
+        # The source first: it is the sub-task.
+        words.sort(key=lambda word: not word.startswith("from "))
+        heading = ", ".join(words) or str(own["task"])
+        one = several or len(panels) == 1
+        found[dataset, condition] = f"{dataset} · {heading}" if one else heading
+    return found
+
+
+def _settings(condition: str) -> dict[str, object]:
+    """Settings of a condition with their defaults; the whole text of one that cannot be read."""
+    try:
+        read = Condition.parse(condition)
+    except ScbraidError:
+        return {"task": condition}
+    found = {**read.data.arguments(), **read.guidance.arguments()}
+    return {name: value for name, value in found.items() if name != "source" or value is not None}
+
+
+def _word(name: str, value: object) -> str:
+    """One setting in a heading."""
+    if name == "source":
+        return f"from {value}"
+    if value is None:
+        return _ALL.get(name, f"{name}=none")
+    if isinstance(value, tuple):
+        return f"{name}={'-'.join(value)}"
+    return f"{name}={str(value).lower() if isinstance(value, bool) else value}"
 
 
 def _task_of(condition: str) -> str:

@@ -365,7 +365,7 @@ def prepare(
             paired=condition.task in ("paired", "hybrid", "joint"),
             meta={
                 "dataset": name,
-                "condition": condition.slug,
+                "condition": _shown_slug(condition),
                 "task": condition.task,
                 **({} if target is None else {"source": condition.source, "target": target.name}),
                 "genome": meta.get("genome"),
@@ -390,6 +390,15 @@ def prepare(
 
 # Settings that the input states: nothing of which cells were drawn.
 _SETTINGS = ("cells", "n_top_genes", "n_pcs", "lsi", "n_lsi", "use_batch")
+
+
+# Items of a condition that say how test cells, or hidden entries, were drawn.
+_DRAWN = ("split_seed=", "test_batches=", "hidden_seed=")
+
+
+def _shown_slug(condition: DataCondition) -> str:
+    """Return the condition as the input states it: without what drew the part that is asked for."""
+    return "+".join(item for item in condition.slug.split("+") if not item.startswith(_DRAWN))
 
 
 def _stated(part: _Part) -> dict[str, Any]:

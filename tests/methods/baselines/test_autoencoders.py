@@ -92,6 +92,9 @@ def test_lsl_needs_cells_with_all_layers(case):
     data = dataclasses.replace(case.data, layers=layers)
     with pytest.raises(NotApplicable, match="lsl_ae needs cells that have all layers"):
         fitted("lsl_ae", data, **LSL)
+    one = {name: layer.take(np.arange(1)) for name, layer in case.data.layers.items()}
+    with pytest.raises(DataError, match="has 1 cells to train on; expected at least 2"):
+        fitted("lsl_ae", dataclasses.replace(case.data, layers=one), **LSL | {"n_top_genes": 999})
 
 
 def test_the_loss_of_lsl_is_that_of_the_formula(case):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from scbraid.data.layers import Layers
+from scbraid.errors import NotApplicable
 from scbraid.methods import methods
 from scbraid.prepare import target_values
 
@@ -48,6 +49,17 @@ def test_a_block_is_the_layers_own_decomposition(data):
         signs *= np.where((scaled * embedding).sum(axis=0) < 0, -1.0, 1.0)
     correlation = np.corrcoef(scaled.ravel(), embedding.ravel())[0, 1]
     assert correlation > 0.99
+
+
+def test_cells_that_lack_a_layer_are_not_given_the_values_of_another(data):
+    layers = {"rna": data["rna"], "atac": data["atac"].take(np.arange(100))}
+    with pytest.raises(NotApplicable, match="found rna: 150, atac: 100, 100 of them in all"):
+        fitted(dataclasses.replace(data, layers=layers))
+    renamed = data["atac"].cells.copy()
+    renamed[0] = "nobody"
+    other = dataclasses.replace(data["atac"], cells=renamed)
+    with pytest.raises(NotApplicable, match="svd_concat needs cells that have all layers"):
+        fitted(dataclasses.replace(data, layers={"rna": data["rna"], "atac": other}))
 
 
 def test_layers_in_another_order_get_the_same_rows(data):

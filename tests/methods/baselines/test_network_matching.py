@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from scbraid.errors import DataError
+from scbraid.errors import ConfigError, DataError
 from scbraid.methods import methods
 from scbraid.methods.baselines.clue import ClueLayer, shared_neighbours
 from scbraid.methods.baselines.clue_networks import Arrays, ClueNetwork, ClueTask
@@ -234,6 +234,22 @@ def test_clue_names_what_it_lacks(case):
     apart = dataclasses.replace(case, data=dataclasses.replace(case.data, layers=layers))
     with pytest.raises(DataError, match="share 0 cells; clue needs at least 4 training pairs"):
         fitted("clue", apart, **CLUE)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"answer": "hard", "n_neighbors": 3}, "n_neighbors=3 has no effect with answer=hard"),
+        (
+            {"fine_tune_epochs": 0, "fine_tune_patience": 3},
+            "fine_tune_patience=3 has no effect with fine_tune_epochs=0",
+        ),
+        ({"lam_data": 0.0, "lam_kl": 2.0}, "lam_kl=2.0 has no effect with lam_data=0"),
+    ],
+)
+def test_options_of_clue_without_effect_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        methods()["clue"].configure(options=options)
 
 
 @pytest.mark.parametrize("name", ["glue_matching", "glue_paired_matching"])

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from scbraid.data.layers import Layers
+from scbraid.errors import DataError, NotApplicable
 from scbraid.methods import methods
 from scbraid.methods.baselines.pairing import (
     MAX_CANDIDATES,
@@ -135,16 +136,79 @@ def test_soft_answers_keep_the_largest_candidates(monkeypatch):
     assert MAX_CANDIDATES == 1000
 
 
-def test_cells_without_a_candidate_in_their_batch_get_none(case):
+def test_cells_without_a_candidate_in_their_batch_get_none(case, caplog):
     data = Layers(dict(case.data.layers), False, case.data.meta)
     layer = case.data["rna"]
-    batch = layer.batch.copy()
+    batch = layer.batch.astype("U9")
     batch[-1] = "elsewhere"
     data.layers["rna"] = dataclasses.replace(layer, batch=batch)
     for name in ("random_pairing", "cca_pairing"):
+        caplog.clear()
         found = fitted(name, data)
         found.check(data, name)
         assert found.matching.weights[-1].nnz == 0
+        assert "test cells of one layer alone, which get no candidate: elsewhere" in caplog.text
+
+
+def few_pairs(data: Layers) -> None:
+    for name, layer in data.layers.items():
+        held = ~np.char.startswith(layer.cells, "cell")
+        held[np.flatnonzero(~held)[:3]] = True
+        data.layers[name] = layer.take(held)
+
+
+def no_test_cells(data: Layers) -> None:
+    layer = data["atac"]
+    data.layers["atac"] = layer.take(np.char.startswith(layer.cells, "cell"))
+
+
+def batches_of_one_layer(data: Layers) -> None:
+    data.layers["atac"] = dataclasses.replace(data["atac"], batch=None)
+
+
+def batches_apart(data: Layers) -> None:
+    for name, layer in data.layers.items():
+        held = ~np.char.startswith(layer.cells, "cell")
+        data.layers[name] = dataclasses.replace(layer, batch=np.where(held, name, layer.batch))
+
+
+def another_batch(data: Layers) -> None:
+    layer = data["atac"]
+    batch = layer.batch.astype("U9")
+    batch[0] = "elsewhere"
+    data.layers["atac"] = dataclasses.replace(layer, batch=batch)
+
+
+def three_layers(data: Layers) -> None:
+    data.layers["adt"] = dataclasses.replace(data["rna"], name="adt")
+
+
+WRONG = [
+    (few_pairs, DataError, "share 3 cells; {name} needs at least 4 training pairs"),
+    (no_test_cells, DataError, "layer 'atac' has no test cells: all 320 have a partner"),
+    (batches_of_one_layer, DataError, "layer 'atac' has no obs column 'batch', layer 'rna'"),
+    (batches_apart, DataError, r"no batch has test cells of both .* \(found: atac, rna\)"),
+    (another_batch, DataError, "has another batch in 'rna' than in 'atac'"),
+    (three_layers, NotApplicable, "{name} needs two layers; got rna, atac, adt"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "error", "message"),
+    [
+        (name, *wrong)
+        for wrong in WRONG
+        for name in ("random_pairing", "cca_pairing", "clue", "glue_matching")
+        # These need no pairs.
+        if wrong[0] is not few_pairs or name not in ("random_pairing", "glue_matching")
+    ],
+)
+def test_wrong_inputs_are_named(case, name, change, error, message):
+    data = Layers(dict(case.data.layers), False, case.data.meta)
+    change(data)
+    method = methods()[name]
+    with pytest.raises(error, match=message.format(name=name)):
+        method(method.configure()).fit(data, case.guidance)
 
 
 def test_without_batches_all_cells_are_candidates(prepared):

@@ -154,6 +154,14 @@ def test_hidden_layers_are_normalised_over_cells():
     torch.testing.assert_close(found, state @ network.output.weight.T + network.output.bias)
 
 
+@pytest.mark.parametrize("n_train", [8, 13])
+def test_a_step_never_has_one_cell(task, n_train):
+    """Which no normalisation over cells can take."""
+    few = dataclasses.replace(task, Y=task.Y[:n_train], train=task.train[:n_train])
+    values, _ = fitted("ls_lab_mlp", few, **QUICK | {"batch_size": 2})
+    assert np.isfinite(values).all()
+
+
 def test_the_decoder_sees_no_more_than_the_narrow_space():
     torch.manual_seed(0)
     network = EncoderDecoder(6, 9, 8, 2, 0.0)

@@ -11,7 +11,8 @@ from sklearn.kernel_ridge import KernelRidge as Reference
 from sklearn.linear_model import LinearRegression
 from sklearn.neighbors import NearestNeighbors
 
-from scbraid.errors import ConfigError
+from scbraid.data.layers import Layers
+from scbraid.errors import ConfigError, DataError, NotApplicable
 from scbraid.methods import methods
 from scbraid.methods.baselines.regression import Regression, read_regression, svd_of
 
@@ -150,6 +151,50 @@ def test_arrays_are_read_from_the_input(prepared):
     own = {cell: row for row, cell in enumerate(data["atac"].cells)}
     rows = [own[cell] for cell in data["rna"].cells[found.train]]
     assert ((data["atac"].counts[rows] > 0) != found.Y).nnz == 0
+
+
+REGRESSORS = ["feature_mean", "svd_linear", "knn_regression", "kernel_ridge", "axx_mlp"]
+
+
+def strangers(data: Layers) -> None:
+    data["atac"].cells[0] = "nobody"
+
+
+def no_test_cells(data: Layers) -> None:
+    data.layers["rna"] = data["rna"].take(np.isin(data["rna"].cells, data["atac"].cells))
+
+
+def two_training_cells(data: Layers) -> None:
+    kept, lost = data["atac"].cells[:2], data["atac"].cells[2:]
+    data.layers["atac"] = data["atac"].take(np.isin(data["atac"].cells, kept))
+    data.layers["rna"] = data["rna"].take(~np.isin(data["rna"].cells, lost))
+
+
+def one_layer(data: Layers) -> None:
+    del data.layers["atac"]
+
+
+@pytest.mark.parametrize("name", REGRESSORS)
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (strangers, DataError, "found rna: 100, atac: 80, 79 of them in both"),
+        (no_test_cells, DataError, "test cells beside; found rna: 80, atac: 80, 80 of them"),
+        (two_training_cells, DataError, "share 2 cells; expected at least 3 to train on"),
+        (one_layer, NotApplicable, "needs two layers; got rna"),
+    ],
+)
+def test_wrong_inputs_are_named(prepared, name, change, error, message):
+    data = prepared(task="prediction", n_cells=100).data
+    change(data)
+    method = methods()[name]
+    with pytest.raises(error, match=message):
+        method(method.configure()).fit(data)
+
+
+def test_a_layer_too_small_for_a_decomposition_is_named():
+    with pytest.raises(DataError, match="90 cells x 1 features cannot be decomposed"):
+        svd_of(sp.csr_matrix(np.ones((90, 1), np.float32)), 5)
 
 
 @pytest.mark.parametrize(

@@ -2,45 +2,27 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 
 from scbraid.methods.glue.config import PRESETS, GlueConfig
+from tests.methods.pages import DOCS, defaults, is_said, names, table
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "methods" / "glue.md"
-
-
-def table(heading: str) -> list[list[str]]:
-    """Cells of the first table below a heading, without its two header lines."""
-    text = PAGE.read_text("utf-8").partition(f"## {heading}\n")[2].partition("\n## ")[0]
-    lines = [line for line in text.splitlines() if line.startswith("|")][2:]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+PAGE = DOCS / "methods" / "glue.md"
 
 
 def test_every_option_stands_there_with_its_default():
-    stated = {}
-    for names, defaults, _ in table("Options"):
-        pairs = zip(re.findall(r"`(\w+)`", names), defaults.split(", "), strict=True)
-        stated |= dict(pairs)
-    config = GlueConfig().as_dict()
+    stated, config = defaults(table(PAGE, "## Options")), GlueConfig().as_dict()
     assert stated.keys() == config.keys()
-    for name, default in stated.items():
-        value = config[name]
-        if isinstance(value, float):
-            assert float(default) == value, name
-        else:
-            assert default == str(value), name
+    assert all(is_said(default, config[name]) for name, default in stated.items())
 
 
 def test_every_preset_stands_there():
-    stated = {name for row in table("Presets") for name in re.findall(r"`(\w+)`", row[0])}
+    stated = {name for row in table(PAGE, "## Presets") for name in names(row[0])}
     assert stated == {"default", *PRESETS}
 
 
 def test_all_nineteen_discrepancies_are_decided():
-    rows = table("Paper against code: what was decided")
+    rows = table(PAGE, "## Paper against code: what was decided")
     assert [row[0] for row in rows] == [str(n) for n in range(1, 20)]
     assert all(len(row) == 4 for row in rows)
 

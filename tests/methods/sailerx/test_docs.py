@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 from scbraid.methods import methods
 from scbraid.methods.sailerx.config import (
     LABEL_PRESETS,
@@ -13,30 +10,15 @@ from scbraid.methods.sailerx.config import (
     SailerConfig,
     SailerxConfig,
 )
+from tests.methods.pages import DOCS, defaults, is_said, names, table
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "methods" / "sailerx.md"
-
-
-def table(heading: str) -> list[list[str]]:
-    """Cells of the first table below a heading, without its two header lines."""
-    text = PAGE.read_text("utf-8").partition(f"## {heading}\n")[2].partition("\n## ")[0]
-    lines = [line for line in text.splitlines() if line.startswith("|")][2:]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+PAGE = DOCS / "methods" / "sailerx.md"
 
 
 def test_every_option_stands_there_with_its_default():
-    stated = {}
-    for names, defaults, _ in table("Options"):
-        pairs = zip(re.findall(r"`(\w+)`", names), defaults.split(", "), strict=True)
-        stated |= dict(pairs)
-    config = SailerxConfig().as_dict()
+    stated, config = defaults(table(PAGE, "## Options")), SailerxConfig().as_dict()
     assert stated.keys() == config.keys()
-    for name, default in stated.items():
-        value = config[name]
-        if isinstance(value, float):
-            assert float(default) == value, name
-        else:
-            assert default == str(value), name
+    assert all(is_said(default, config[name]) for name, default in stated.items())
 
 
 def test_where_sailer_s_defaults_differ():
@@ -49,9 +31,9 @@ def test_where_sailer_s_defaults_differ():
 
 def test_every_preset_stands_there():
     stated: dict[str, set[str]] = {"sailerx": set(), "sailer": set(), "sailerx_labels": set()}
-    for names, of, _ in table("Presets"):
+    for presets, of, _ in table(PAGE, "## Presets"):
         for method in of.split(", "):
-            stated[method] |= set(re.findall(r"`(\w+)`", names))
+            stated[method] |= set(names(presets))
     assert stated["sailerx"] == {"default", *PRESETS}
     assert stated["sailer"] == {"default", *SAILER_PRESETS}
     assert stated["sailerx_labels"] == {"default", *LABEL_PRESETS}
@@ -59,6 +41,6 @@ def test_every_preset_stands_there():
 
 
 def test_all_quirks_are_decided():
-    rows = table("What the original does differently")
+    rows = table(PAGE, "## What the original does differently")
     assert [row[0] for row in rows] == [f"Q{n}" for n in range(1, 11)]
     assert all(len(row) == 4 for row in rows)

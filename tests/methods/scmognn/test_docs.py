@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 
 from scbraid.methods.scmognn.config import (
@@ -18,15 +15,9 @@ from scbraid.methods.scmognn.config import (
     UnsupervisedJointConfig,
 )
 from scbraid.nn.bipartite import BACKENDS
+from tests.methods.pages import DOCS, defaults, is_said, names, table
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "methods" / "scmognn.md"
-
-
-def table(heading: str) -> list[list[str]]:
-    """Cells of the first table below a heading, without its two header lines."""
-    text = PAGE.read_text("utf-8").partition(f"## {heading}\n")[2].partition("\n## ")[0]
-    lines = [line for line in text.splitlines() if line.startswith("|")][2:]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+PAGE = DOCS / "methods" / "scmognn.md"
 
 
 @pytest.mark.parametrize(
@@ -38,24 +29,16 @@ def table(heading: str) -> list[list[str]]:
     ],
 )
 def test_every_option_stands_there_with_its_default(heading, config):
-    stated = {}
-    for names, defaults, _ in table(heading):
-        stated |= dict(zip(re.findall(r"`(\w+)`", names), defaults.split(", "), strict=True))
-    options = config.as_dict()
+    stated, options = defaults(table(PAGE, f"## {heading}")), config.as_dict()
     assert stated.keys() == options.keys()
-    for name, default in stated.items():
-        value = options[name]
-        if isinstance(value, float):
-            assert float(default) == value, name
-        else:
-            assert default == str(value), name
+    assert all(is_said(default, options[name]) for name, default in stated.items())
 
 
 def test_every_preset_stands_there_with_its_methods():
     stated: dict[str, set[str]] = {"prediction": set(), "matching": set(), "joint": set()}
-    for names, kinds, _ in table("Presets"):
+    for presets, kinds, _ in table(PAGE, "## Presets"):
         for kind in kinds.split(", "):
-            stated[kind] |= set(re.findall(r"`(\w+)`", names))
+            stated[kind] |= set(names(presets))
     assert stated["prediction"] == set(PREDICTION_PRESETS)
     assert stated["matching"] == set(MATCHING_PRESETS)
     assert stated["joint"] == set(JOINT_PRESETS)

@@ -147,18 +147,22 @@ def test_weak_edges_are_left_out_and_none_at_all_is_an_error(values):
         pathway_edges({"A": ["ENSG1", "ENSG2"]}, genes, values, weight="cosine", threshold=0)
 
 
-def test_phase_scores_find_the_cells_of_a_phase(caplog):
+def test_phase_scores_find_the_cells_of_a_phase(caplog, monkeypatch):
     rng = np.random.default_rng(0)
     genes = pd.Index([*S_GENES[:20], *(g.capitalize() for g in G2M_GENES[:20]),
                       *(f"gene{k}" for k in range(200))])  # fmt: skip
     rates = np.full((90, 240), 1.0)
     rates[:30, :20], rates[30:60, 20:40] = 4, 4
-    scores = phase_scores(sp.csr_matrix(rng.poisson(rates).astype(np.float32)), genes)
+    counts = sp.csr_matrix(rng.poisson(rates).astype(np.float32))
+    scores = phase_scores(counts, genes)
     assert scores.shape == (90, 2)
     np.testing.assert_allclose(scores.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(scores.std(0), 1, atol=1e-5)
     assert scores[:30, 0].min() > scores[60:, 0].max()
     assert scores[30:60, 1].min() > scores[60:, 1].max()
+    # However many cells are dense at a time.
+    monkeypatch.setattr("scbraid.methods.scmognn.cycle._BLOCK", 7)
+    assert phase_scores(counts, genes).tobytes() == scores.tobytes()
     assert phase_scores(sp.csr_matrix(rates), genes + "-like") is None
     assert "marker genes of phase" in caplog.text
     assert len(set(S_GENES)) == 43

@@ -56,7 +56,7 @@ def test_prediction_is_of_the_test_cells_and_all_targets(prediction, quick_optio
 @pytest.mark.parametrize(
     "options",
     [
-        {"cell_start": "shared", "residual": "add", "readout": "weighted_sum"},
+        {"cell_start": "shared", "svd_dim": None, "residual": "add", "readout": "weighted_sum"},
         {"residual": "concatenate_initial", "readout_layers": 2, "embedding_blocks": 1},
         {"residual": "none", "batch_features": False, "output_start": "random", "n_models": 2},
         {"graph": "inductive", "schedule": "decay", "patience": 3, "backend": "dense"},
@@ -193,6 +193,85 @@ def test_too_few_training_cells_are_named(prediction, quick_options):
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ConfigError, match=message):
         methods()["scmognn_prediction"].configure(options=options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("prediction", {"feature_share": 0.5}, "feature_share=0.5 .* sampled_cells=none; set one"),
+        ("prediction", {"alpha": 0.25}, "alpha=0.25 has no effect with pathways=none"),
+        ("prediction", {"pathway_weight": "pearson"}, "pathway_weight=pearson .* pathways=none"),
+        ("prediction", {"pathway_threshold": 0.0}, "pathway_threshold=0.0 .* pathways=none"),
+        ("prediction", {"cell_start": "shared", "svd_dim": 5}, "svd_dim=5 .* cell_start=shared"),
+        (
+            "prediction",
+            {"schedule": "decay", "average_decay": 0.9},
+            "average_decay=0.9 has no effect with schedule=decay",
+        ),
+        ("matching", {"soft_entries": 5}, "soft_entries=5 has no effect with answer=hard"),
+        (
+            "matching",
+            {"encoder_start": "random", "cca_ridge": 1.0},
+            "cca_ridge=1.0 has no effect with encoder_start=random",
+        ),
+        (
+            "matching",
+            {"encoder_start": "random", "with_start": False},
+            "with_start=False has no effect with encoder_start=random",
+        ),
+    ],
+)
+def test_options_without_effect_are_refused(name, options, message):
+    method = methods()[f"scmognn_{name}"]
+    with pytest.raises(ConfigError, match=message):
+        method.configure(options=options)
+    # Each preset is as it should be.
+    for preset in method.presets:
+        method.configure(preset)
+
+
+def test_more_features_than_there_are_means_all_and_is_logged(prediction, quick_options, caplog):
+    data, _ = prediction()
+    options = quick_options["prediction"]
+    whole = fit("scmognn_prediction", data, options).prediction
+    caplog.clear()
+    with caplog.at_level("INFO", logger="scbraid"):
+        found = fit("scmognn_prediction", data, {**options, "n_top_features": 10_000}).prediction
+    assert found.values.tobytes() == whole.values.tobytes()
+    assert "n_top_features is 10000, but layer rna has 60 features; all are used" in caplog.text
+
+
+def test_variable_features_of_an_inductive_training_are_those_of_its_cells(prediction):
+    from scbraid.methods.scmognn.inputs import make_prediction_inputs
+
+    data, truth = prediction(use_batch=False)
+    # One gene that varies in test cells alone.
+    counts = data["rna"].counts.toarray()
+    counts[:, 7] = 1
+    rows = np.flatnonzero(truth["test"])
+    counts[rows[:10], 7] = 200
+    data["rna"].counts = sp.csr_matrix(counts)
+    seen = {
+        inductive: set(
+            make_prediction_inputs(data, n_top_features=20, inductive=inductive).source_features
+        )
+        for inductive in (False, True)
+    }
+    assert "rna7" in seen[False]
+    assert "rna7" not in seen[True]
+
+
+def test_features_whose_variances_cannot_be_smoothed_are_named_with_the_option(prediction):
+    from scbraid.methods.scmognn.inputs import make_prediction_inputs
+
+    data, _ = prediction(use_batch=False)
+    # Every gene in as many cells: there is one mean alone.
+    counts = np.zeros((120, 60), np.float32)
+    for k in range(60):
+        counts[(np.arange(12) + 2 * k) % 120, k] = 1
+    data["rna"].counts = sp.csr_matrix(counts)
+    with pytest.raises(DataError, match=r"20 most variable of 60 rna .* n_top_features=none"):
+        make_prediction_inputs(data, n_top_features=20)
 
 
 def test_batches_are_held_out_where_there_are_some(prediction, quick_options):
@@ -352,13 +431,37 @@ def no_batch(data):
     data["adt"].batch = None
 
 
+def test_where_no_batch_has_two_pairs_minibatches_are_mixed_and_it_is_said(
+    matching, quick_options, caplog
+):
+    data, _ = matching()
+    for name, layer in data.layers.items():
+        trained = np.char.startswith(layer.cells, "cell")
+        kept = layer.take(~trained | np.isin(layer.cells, data["rna"].cells[:6]))
+        own = np.char.startswith(kept.cells, "cell")
+        batch = np.where(own, kept.cells, "tests")
+        data.layers[name] = dataclasses.replace(kept, batch=batch)
+    found = fit("scmognn_matching", data, quick_options["matching"])
+    np.testing.assert_array_equal(found.matching.weights.sum(axis=1), 1)
+    assert "no batch has two training pairs to tell apart" in caplog.text
+
+
+@pytest.mark.parametrize("share", [0.5, 0.99])
+def test_pairs_are_left_to_learn_from_however_many_are_held_out(matching, quick_options, share):
+    data, _ = matching()
+    options = {**quick_options["matching"], "validation_share": share}
+    found = fit("scmognn_matching", data, options)
+    assert found.details["held_out"] == min(round(share * 80), 78)
+    np.testing.assert_array_equal(found.matching.weights.sum(axis=1), 1)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (no_pairs, "share 0 cells; expected at least 4 training pairs"),
         (no_test_cells, "layer 'adt' has no test cells: all 80 have a partner"),
         (batch_on_one_side, "batch 'b1' has .* test cells in 'rna' and 0 in 'adt'"),
-        (other_batch, "has another batch in 'rna' than in 'adt'"),
+        (other_batch, r"has another batch in 'rna' than in 'adt' \(1 cells have\)"),
         (no_batch, "layer 'adt' has no obs column 'batch', layer 'rna' has"),
     ],
 )
@@ -447,6 +550,36 @@ def test_joint_without_labels_is_not_applicable(joint, quick_options):
     empty = Truth(table.assign(cell_type=""))
     with pytest.raises(DataError, match="none of 120 cells has a label"):
         fit("scmognn_joint", data, quick_options["joint"], truth=empty)
+
+
+@pytest.mark.parametrize("name", ["scmognn_joint", "scmognn_joint_unsupervised", "jae"])
+def test_batches_of_a_joint_embedding_are_those_of_both_layers(joint, name):
+    data, table = joint()
+    where = list(data["adt"].cells).index("cell-000005")
+    data["adt"].batch = data["adt"].batch.astype("U5")
+    data["adt"].batch[where] = "other"
+    with pytest.raises(DataError, match="'cell-000005' has another batch in 'rna' than in 'adt'"):
+        fit(name, data, {}, truth=Truth(table))
+
+
+@pytest.mark.parametrize("n_labelled", [1, 2, 3])
+def test_too_few_labelled_cells_are_named(joint, quick_options, n_labelled):
+    data, table = joint()
+    cells = table.loc[table["cell_type"].notna(), "cell"].unique()[:n_labelled]
+    few = table.assign(cell_type=table["cell_type"].where(table["cell"].isin(cells)))
+    options = {**quick_options["joint"], "train_on": "labelled"}
+    with pytest.raises(DataError, match=f"has {n_labelled} labelled cells .* at least 4, or set"):
+        fit("scmognn_joint", data, options, truth=Truth(few))
+    # With the others' reconstruction they are enough.
+    fit("scmognn_joint", data, quick_options["joint"], truth=Truth(few)).check(data, "m")
+
+
+@pytest.mark.parametrize("name", ["scmognn_joint", "scmognn_joint_unsupervised", "jae"])
+def test_messages_name_the_method_that_was_asked(joint, name):
+    data, table = joint()
+    del data.layers["adt"]
+    with pytest.raises(NotApplicable, match=f"^{name} needs two layers; got rna"):
+        fit(name, data, {}, truth=Truth(table))
 
 
 def test_joint_needs_the_same_cells(joint, quick_options):

@@ -34,6 +34,7 @@ from scbraid.methods.scmognn.prediction import (
 from scbraid.nn.bipartite import BipartiteGraph, FeatureGraph
 
 CONFIG = PredictionConfig(hidden_dim=8, n_layers=3, max_steps=4, evaluate_every=2, svd_dim=3)
+SHARED = dataclasses.replace(CONFIG, cell_start="shared", svd_dim=None)
 
 
 @pytest.fixture
@@ -99,7 +100,8 @@ def written_out(network, values, told, along=None):
 )
 @pytest.mark.parametrize("pathways", [False, True])
 def test_layers_are_those_of_dense_algebra(values, residual, pathways):
-    config = dataclasses.replace(CONFIG, cell_start="shared", residual=residual, alpha=0.3)
+    alpha = {"pathways": "sets.gmt", "alpha": 0.3} if pathways else {}
+    config = dataclasses.replace(SHARED, residual=residual, **alpha)
     network = network_of(config, values, pathways=pathways)
     told = torch.randn(12, 9, generator=torch.Generator().manual_seed(0))
     weights = sp.random(7, 7, 0.4, format="csr", random_state=2, dtype=np.float32)
@@ -151,9 +153,7 @@ def test_inductive_equals_transductive_where_test_cells_cannot_matter(prediction
     inputs = make_prediction_inputs(data, n_top_features=None)
     # With one layer a training cell's states do not depend on which other cells there are; the
     # initial states neither, once they are shared.
-    same = dataclasses.replace(
-        CONFIG, n_layers=1, cell_start="shared", batch_features=False, edge_dropout=0, dropout=0
-    )
+    same = dataclasses.replace(SHARED, n_layers=1, batch_features=False, edge_dropout=0, dropout=0)
     found = [
         fit_prediction(inputs, dataclasses.replace(same, graph=graph), seed=0, device="cpu")
         for graph in ("transductive", "inductive")
@@ -272,7 +272,7 @@ def test_sparse_targets_train_the_network_that_dense_ones_do(prediction, monkeyp
 def test_sampled_features_are_drawn_once_each_and_by_degree():
     values = sp.csr_matrix(np.tril(np.ones((40, 40), np.float32)))  # degrees 40, 39, ..., 1
     values = sp.csr_matrix(sp.hstack([values, sp.csr_matrix((40, 5), dtype=np.float32)]))
-    config = dataclasses.replace(CONFIG, feature_share=0.5, sampled_cells=10, cell_start="shared")
+    config = dataclasses.replace(SHARED, feature_share=0.5, sampled_cells=10)
     task = PredictionTask(
         network_of(config, values),
         BipartiteGraph(values),

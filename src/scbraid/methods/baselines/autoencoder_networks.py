@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -12,14 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scbraid.errors import DataError
 from scbraid.methods.baselines.autoencoders import LslConfig
-from scbraid.methods.scmognn.joint import cut_evenly
-from scbraid.train.engine import Schedule, TrainingRecord, TrainingRun, pick_device, train
+from scbraid.methods.scmognn.training import MinibatchTask, best_of, cut_evenly, n_held_out
+from scbraid.train.engine import TrainingRecord, TrainingRun, pick_device, train
 
 # Cells that are embedded at once.
 _CHUNK = 2048
 # Matrices above this many bytes stay sparse.
 _DENSE_BYTES = 1 << 30
+# One to learn from, one held out.
+_LEAST_CELLS = 2
 
 
 class LayeredAutoencoder(nn.Module):
@@ -92,7 +95,7 @@ class Rows:
         return torch.from_numpy(self._sparse[rows].toarray()).to(self._device)
 
 
-class AutoencoderTask:
+class AutoencoderTask(MinibatchTask):
     """Training of the autoencoder, as the engine runs it.
 
     Parameters
@@ -132,15 +135,10 @@ class AutoencoderTask:
         """Networks that mixed precision applies to."""
         return [*self.network.hidden, self.network.bottleneck, *self.network.back]
 
-    def train_steps(self, epoch: int, start: int = 0) -> Iterator[Mapping[str, Tensor]]:
-        """Go once over the cells."""
+    def minibatches(self, epoch: int) -> list[np.ndarray]:
+        """Cut the cells, each once, into minibatches."""
         order = np.random.default_rng([self.seed, epoch]).permutation(self.train_rows)
-        for rows in cut_evenly(order, self.config.batch_size)[start:]:
-            terms = self.losses(rows)
-            self.optimizers[0].zero_grad()
-            terms["loss"].backward()
-            self.optimizers[0].step()
-            yield {name: value.detach() for name, value in terms.items()}
+        return cut_evenly(order, self.config.batch_size)
 
     def validation_steps(self, epoch: int) -> Iterator[Mapping[str, Tensor]]:
         """Evaluate the held-out cells, in parts of one size."""
@@ -155,13 +153,6 @@ class AutoencoderTask:
         reconstruction, overlap = torch.stack(errors).sum(), self.network.overlap()
         loss = reconstruction + self.config.lam_orthogonal * overlap
         return {"loss": loss, "reconstruction": reconstruction, "overlap": overlap}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the order is a function of seed and epoch."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over nothing."""
 
 
 @dataclasses.dataclass
@@ -194,23 +185,25 @@ def fit_autoencoder(
         ``auto`` or a torch device name.
     training
         Checkpoints, precision and checks.
+
+    Raises
+    ------
+    DataError
+        When there are fewer than two cells.
     """
     where = pick_device(device)
     n_cells = values[0].shape[0]
     order = np.random.default_rng([seed, 0]).permutation(n_cells)
-    n_held = min(max(1, round(config.validation_share * n_cells)), n_cells - 1)
+    if n_cells < _LEAST_CELLS:
+        msg = f"the autoencoder has {n_cells} cells to train on; expected at least {_LEAST_CELLS}"
+        raise DataError(msg)
+    n_held = n_held_out(n_cells, config.validation_share)
     rows = np.sort(order[n_held:]), np.sort(order[:n_held])
     torch.manual_seed(seed)
     network = LayeredAutoencoder([part.shape[1] for part in values], config).to(where)
     seen = [Rows(part, where) for part in values]
     task = AutoencoderTask(network, seen, rows, config, seed)
-    schedule = Schedule(
-        max_epochs=config.max_epochs,
-        patience=config.patience,
-        reduce_lr_patience=None,
-        keep=1,
-        restore="best",
-    )
+    schedule = best_of(config.max_epochs, config.patience)
     record = train(task, schedule, stage="autoencoder", run=training)
     with torch.no_grad():
         parts = [

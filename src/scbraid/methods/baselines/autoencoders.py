@@ -11,10 +11,10 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scbraid.data.layers import Layers
-from scbraid.errors import DataError, NotApplicable
+from scbraid.errors import DataError
 from scbraid.guidance.graph import Guidance
 from scbraid.methods.base import Method, MethodInfo, MethodResult, Truth
-from scbraid.methods.baselines.concatenation import joint_rows
+from scbraid.methods.baselines.concatenation import complete_rows
 from scbraid.methods.config import MethodConfig, option
 from scbraid.methods.scmognn.config import JointConfig
 from scbraid.methods.scmognn.method import exploration_labels
@@ -86,6 +86,7 @@ class Jae(Method):
             labels=exploration_labels(truth, self.info.name),
             phases=self.config.lam_cycle > 0,
             decompose=True,
+            method=self.info.name,
         )
         # scMoGNN took this autoencoder over; without propagation and with the entry's penalty of
         # batches it is what it was.
@@ -156,10 +157,7 @@ class LslAutoencoder(Method):
         """Embed every cell; all layers of a cell have the same embedding."""
         from scbraid.methods.baselines.autoencoder_networks import fit_autoencoder
 
-        common, rows = joint_rows(data, self.info.name)
-        if len(common) < max(layer.n_cells for layer in data.layers.values()):
-            msg = f"{self.info.name} needs cells that have all layers; some lack one"
-            raise NotApplicable(msg)
+        rows = complete_rows(data, self.info.name)
         values = [self._values(data, name)[rows[name]] for name in data.names]
         fitted = fit_autoencoder(
             values, self.config, seed=self.seed, device=self.device, training=self.training

@@ -17,6 +17,7 @@ from scbraid.methods.base import Method, MethodInfo, MethodResult, Truth
 from scbraid.methods.baselines.pairing import Pairing, assemble, read_pairing
 from scbraid.methods.baselines.regression import unit_rows
 from scbraid.methods.config import MethodConfig, option
+from scbraid.methods.scmognn.config import refuse_idle
 
 # What encoders see of a layer.
 _REPS = {"atac": "X_lsi"}
@@ -60,6 +61,16 @@ class ClueConfig(MethodConfig):
         "matching",
         choices=("neighbours", "hard"),
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.answer != "neighbours":
+            refuse_idle(self, ("n_neighbors",), f"answer={self.answer}")
+        if not self.fine_tune_epochs:
+            idle = ("fine_tune_learning_rate", "fine_tune_patience")
+            refuse_idle(self, idle, "fine_tune_epochs=0")
+        if not self.lam_data:
+            refuse_idle(self, ("lam_kl",), "lam_data=0")
 
 
 @dataclasses.dataclass(eq=False)
@@ -130,13 +141,7 @@ class Clue(Method):
         from scbraid.methods.baselines.clue_networks import fit_clue
         from scbraid.methods.scmognn.inputs import encode_batches
 
-        task = read_pairing(data)
-        if len(task.train[0]) < 4:
-            msg = (
-                f"layers {' and '.join(task.layers)} share {len(task.train[0])} cells; clue needs "
-                "at least 4 training pairs of equal name"
-            )
-            raise DataError(msg)
+        task = read_pairing(data, self.info.name, min_pairs=4)
         own = [data[name] for name in task.layers]
         batches, codes = encode_batches(*own)
         layers = [

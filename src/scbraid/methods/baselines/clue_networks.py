@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,11 +13,17 @@ from torch import Tensor, nn
 
 from scbraid.methods.baselines.clue import ClueConfig, ClueLayer
 from scbraid.methods.baselines.pairing import Pairing
-from scbraid.methods.scmognn.joint import cut_evenly
+from scbraid.methods.scmognn.training import (
+    SeededTask,
+    best_of,
+    cut_evenly,
+    lengthened,
+    n_held_out,
+)
 from scbraid.nn.blocks import Discriminator, GaussianEncoder, gaussian_kl, mlp
 from scbraid.nn.counts import CountMatrix
 from scbraid.nn.negative_binomial import softmax_negative_binomial_nll
-from scbraid.train.engine import Schedule, TrainingRecord, TrainingRun, pick_device, train
+from scbraid.train.engine import TrainingRecord, TrainingRun, pick_device, train
 
 # Cells that are embedded at once.
 _CHUNK = 4096
@@ -122,7 +127,7 @@ class Arrays:
     batch: Tensor
 
 
-class ClueTask:
+class ClueTask(SeededTask):
     """Training on pairs, or on pairs and test cells, as the engine runs it.
 
     Parameters
@@ -260,13 +265,6 @@ class ClueTask:
             losses.append(F.cross_entropy(self.network.guess(u, batch), label))
         return torch.stack(losses).mean()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the order is a function of seed and epoch."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over nothing."""
-
 
 @dataclasses.dataclass
 class FittedClue:
@@ -316,7 +314,7 @@ def fit_clue(
         for layer in layers
     ]
     pairs = np.random.default_rng([seed, 0]).permutation(np.stack(pairing.train, 1))
-    n_held = min(max(2, round(config.validation_share * len(pairs))), len(pairs) - 2)
+    n_held = n_held_out(len(pairs), config.validation_share, least=2, rest=2)
     torch.manual_seed(seed)
     network = ClueNetwork(
         [layer.rep.shape[1] for layer in layers],
@@ -334,21 +332,14 @@ def fit_clue(
              config.fine_tune_patience, pairing.test)
         )  # fmt: skip
     steps = len(cut_evenly(pairs[n_held:], config.batch_size))
-    longer = max(1.0, config.min_steps / (config.max_epochs * steps))
+    factor = lengthened(config.max_epochs, steps, config.min_steps)
     records = []
     for number, (stage, rate, epochs, patience, others) in enumerate(stages):
         task = ClueTask(
             network, (arrays[0], arrays[1]), pairs[n_held:], pairs[:n_held], others, config,
             learning_rate=rate, seed=seed + 10_007 * number,
         )  # fmt: skip
-        schedule = Schedule(
-            max_epochs=math.ceil(epochs * longer),
-            patience=math.ceil(patience * longer),
-            reduce_lr_patience=None,
-            keep=1,
-            restore="best",
-        )
-        records.append(train(task, schedule, stage=stage, run=run))
+        records.append(train(task, best_of(epochs, patience, factor), stage=stage, run=run))
     with torch.no_grad():
         found = [
             torch.cat([network.encode(k, part)[0] for part in own.rep.split(_CHUNK)]).cpu().numpy()

@@ -131,6 +131,26 @@ def joint_rows(data: Layers, method: str) -> tuple[pd.Index, dict[str, np.ndarra
     return common, {name: index.get_indexer(common) for name, index in names.items()}
 
 
+def complete_rows(data: Layers, method: str) -> dict[str, np.ndarray]:
+    """Row of every cell in each layer, in the first layer's order, where no cell lacks a layer.
+
+    Raises
+    ------
+    NotApplicable
+        When the layers are not paired, or some cells lack one.
+    """
+    common, rows = joint_rows(data, method)
+    sizes = {name: layer.n_cells for name, layer in data.layers.items()}
+    if len(common) < max(sizes.values()):
+        found = ", ".join(f"{name}: {size:,}" for name, size in sizes.items())
+        msg = (
+            f"{method} needs cells that have all layers; some lack one: found {found}, "
+            f"{len(common):,} of them in all"
+        )
+        raise NotApplicable(msg)
+    return rows
+
+
 class Concatenation(Method):
     """The layers' own spaces side by side."""
 

@@ -99,6 +99,7 @@ class ContrastiveMatching(Method):
             {"rna": config.rna_dim, "atac": config.atac_dim},
             within_batches=True,
             decompose=config.representation == "svd",
+            method=self.info.name,
         )
         fitted = fit_matching(
             inputs, config, seed=self.seed, device=self.device, training=self.training

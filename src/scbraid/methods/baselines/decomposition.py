@@ -6,11 +6,11 @@ import dataclasses
 from typing import ClassVar
 
 import numpy as np
-import pandas as pd
 
 from scbraid.data.layers import Layers
 from scbraid.guidance.graph import Guidance
 from scbraid.methods.base import Method, MethodInfo, MethodResult, Truth
+from scbraid.methods.baselines.concatenation import complete_rows
 from scbraid.methods.baselines.regression import svd_of
 from scbraid.methods.config import MethodConfig, option
 from scbraid.prepare.targets import target_values
@@ -55,22 +55,19 @@ class SvdConcatenation(Method):
         self, data: Layers, guidance: Guidance | None = None, truth: Truth | None = None
     ) -> MethodResult:
         """Decompose each layer, standardise, concatenate."""
+        rows = complete_rows(data, self.info.name)
         sizes = _SIZES.get(frozenset(data.names), dict.fromkeys(data.names, _OTHER))
         share = self.config.total / sum(sizes.values())
-        first = data.names[0]
         parts, widths = [], {}
-        for name, layer in data.layers.items():
+        for name in data.names:
             found = svd_of(target_values(data, name), max(round(share * sizes[name]), 1))
             part = found.U * found.s
             part = part - part.mean(axis=1, keepdims=True)
             spread = part.std(axis=1, keepdims=True)
             part = part / np.where(spread > 0, spread, 1.0)
             # In the order of the first layer, then back: layers share cells, not their order.
-            parts.append(part[pd.Index(layer.cells).get_indexer(data[first].cells)])
+            parts.append(part[rows[name]])
             widths[name] = part.shape[1]
         joint = np.concatenate(parts, axis=1).astype(np.float32)
-        own = pd.Index(data[first].cells)
-        embeddings = {
-            name: joint[own.get_indexer(layer.cells)] for name, layer in data.layers.items()
-        }
+        embeddings = {name: joint[np.argsort(own)] for name, own in rows.items()}
         return MethodResult(embeddings, details={"dimensions": widths})

@@ -56,8 +56,9 @@ class GlueMatching(GlueMethod):
         self, data: Layers, guidance: Guidance | None = None, truth: Truth | None = None
     ) -> MethodResult:
         """Embed every cell, and match the test cells."""
+        # Before the training: what cannot be matched need not be embedded.
+        task = read_pairing(data, self.info.name)
         result = super().fit(data, guidance, truth)
-        task = read_pairing(data)
         U, V = (
             unit_rows(np.asarray(result.embeddings[name], np.float64)[rows])
             for name, rows in zip(task.layers, task.test, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ import scipy.sparse as sp
 from scipy.special import logsumexp
 
 from scbraid.data.layers import Layers
+from scbraid.errors import DataError
 from scbraid.guidance.graph import Guidance
 from scbraid.methods.base import (
     Matching,
@@ -24,7 +26,10 @@ from scbraid.methods.base import (
 )
 from scbraid.methods.baselines.regression import svd_of, unit_rows
 from scbraid.methods.config import MethodConfig, option
+from scbraid.methods.scmognn.inputs import check_batches_of_pairs, encode_batches, two_layers
 from scbraid.prepare.targets import target_values
+
+logger = logging.getLogger("scbraid")
 
 # Entries a row that a soft answer keeps: what the competition's metric accepts on average.
 MAX_CANDIDATES = 1000
@@ -34,6 +39,10 @@ _SWEEPS = 30
 # Training pairs that stand in for test cells when the temperature is chosen: at most so many, in
 # groups of about the size of a batch's test cells.
 _MAX_HELD = 2000
+# Of a canonical correlation, a fifth of which may be held out.
+_MIN_PAIRS = 4
+# Names in a message.
+_SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,24 +80,75 @@ class Pairing:
                 yield rows, columns
 
 
-def read_pairing(data: Layers) -> Pairing:
-    """Bring a matching input into arrays."""
+def read_pairing(data: Layers, method: str = "a matching", *, min_pairs: int = 0) -> Pairing:
+    """Bring a matching input into arrays.
+
+    Parameters
+    ----------
+    data
+        Two layers, training cells with equal names, test cells with unrelated ones.
+    method
+        What messages call the method.
+    min_pairs
+        Training pairs that it needs.
+
+    Raises
+    ------
+    NotApplicable
+        When there are not two layers.
+    DataError
+        When there are too few pairs or no test cells, pairs have different batches, one layer alone
+        has batches, or no batch has test cells of both layers. Where some batches have test cells
+        of one layer alone, these get no candidate, with a warning.
+    """
+    two_layers(data, method)
     first, second = data.names
     held = held_out_cells(data)
     test = [np.flatnonzero(np.isin(data[name].cells, held[name])) for name in (first, second)]
-    shown = [
-        np.zeros(data[name].n_cells, dtype="U1") if data[name].batch is None else data[name].batch
-        for name in (first, second)
-    ]
     train = training_rows(data, first, second)
-    return Pairing(
+    if len(train[0]) < min_pairs:
+        msg = (
+            f"layers {first!r} and {second!r} share {len(train[0])} cells; {method} needs at least "
+            f"{min_pairs} training pairs of equal name"
+        )
+        raise DataError(msg)
+    for name, rows in zip((first, second), test, strict=True):
+        if not len(rows):
+            cells = data[name].n_cells
+            msg = f"layer {name!r} has no test cells: all {cells:,} have a partner"
+            raise DataError(msg)
+    names, codes = encode_batches(data[first], data[second])
+    shown = [np.asarray(names)[own] for own in codes]
+    own = shown[0][train[0]]
+    check_batches_of_pairs((first, second), data[first].cells[train[0]], own, shown[1][train[1]])
+    found = Pairing(
         (first, second),
         train,
         (test[0], test[1]),
         (data[first].cells[test[0]], data[second].cells[test[1]]),
-        (np.asarray(shown[0])[test[0]], np.asarray(shown[1])[test[1]]),
-        np.asarray(shown[0])[train[0]],
+        (shown[0][test[0]], shown[1][test[1]]),
+        own,
     )
+    _look_for_candidates(found)
+    return found
+
+
+def _look_for_candidates(task: Pairing) -> None:
+    """Name the batches in which nothing can be matched; refuse an input that has no other."""
+    known = [set(batch.tolist()) for batch in task.batches]
+    alone = sorted(known[0] ^ known[1])
+    if not known[0] & known[1]:
+        msg = (
+            f"no batch has test cells of both {task.layers[0]!r} and {task.layers[1]!r} (found: "
+            f"{', '.join(alone[:_SHOWN])}), and matches are sought within batches; correct obs "
+            "'batch', or leave it out"
+        )
+        raise DataError(msg)
+    if alone:
+        logger.warning(
+            "batches with test cells of one layer alone, which get no candidate: %s",
+            ", ".join(alone),
+        )
 
 
 class RandomPairing(Method):
@@ -107,7 +167,7 @@ class RandomPairing(Method):
         self, data: Layers, guidance: Guidance | None = None, truth: Truth | None = None
     ) -> MethodResult:
         """Draw a matching of each batch."""
-        task = read_pairing(data)
+        task = read_pairing(data, self.info.name)
         rng = np.random.default_rng(self.seed)
         blocks = []
         for rows, columns in task.groups():
@@ -173,7 +233,7 @@ class CcaPairing(Method):
         # A tenth of a second that no other method should pay for.
         from scipy.optimize import linear_sum_assignment
 
-        task = read_pairing(data)
+        task = read_pairing(data, self.info.name, min_pairs=_MIN_PAIRS)
         coordinates = [self._coordinates(data, name) for name in task.layers]
         A, B = (part[rows] for part, rows in zip(coordinates, task.train, strict=True))
         test = [part[rows] for part, rows in zip(coordinates, task.test, strict=True)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +11,9 @@ from torch import Tensor, nn
 
 from scbraid.methods.baselines.perceptrons import PerceptronConfig
 from scbraid.methods.baselines.regression import Regression, svd_of
-from scbraid.methods.scmognn.joint import cut_evenly
 from scbraid.methods.scmognn.network import gelu_mlp
-from scbraid.train.engine import Schedule, TrainingRecord, TrainingRun, pick_device, train
+from scbraid.methods.scmognn.training import MinibatchTask, best_of, cut_evenly
+from scbraid.train.engine import TrainingRecord, TrainingRun, pick_device, train
 
 # Targets up to here are predicted as they are.
 _FEW_TARGETS = 200
@@ -102,7 +101,7 @@ class NormalisedPerceptron(nn.Module):
         return self.output(self.hidden(x))
 
 
-class RegressionTask:
+class RegressionTask(MinibatchTask):
     """Training of one network on mean square error, as the engine runs it.
 
     Parameters
@@ -124,6 +123,7 @@ class RegressionTask:
     """
 
     monitor = "mse"
+    objective = "mse"
 
     def __init__(
         self,
@@ -152,20 +152,18 @@ class RegressionTask:
         """Networks that mixed precision applies to."""
         return [self.model]
 
-    def train_steps(self, epoch: int, start: int = 0) -> Iterator[Mapping[str, Tensor]]:
+    def minibatches(self, epoch: int) -> list[np.ndarray]:
         """Go over the cells, as many times as an epoch needs to have its steps."""
         rng = np.random.default_rng([self.seed, epoch])
-        drawn = [
+        return [
             rows
             for _ in range(self.passes)
             for rows in cut_evenly(rng.permutation(self.train_rows), self.config.batch_size)
         ]
-        for rows in drawn[start:]:
-            self.optimizers[0].zero_grad()
-            loss = self._squares(rows) / (len(rows) * self.targets.shape[1])
-            loss.backward()
-            self.optimizers[0].step()
-            yield {"mse": loss.detach()}
+
+    def losses(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Mean square error over all entries of some training cells."""
+        return {"mse": self._squares(rows) / (len(rows) * self.targets.shape[1])}
 
     def validation_steps(self, epoch: int) -> Iterator[Mapping[str, Tensor]]:
         """Evaluate the held-out cells."""
@@ -179,13 +177,6 @@ class RegressionTask:
     def _squares(self, rows: np.ndarray) -> Tensor:
         index = torch.from_numpy(rows).to(self.x.device)
         return (self.model(self.x[index]) - self.targets[index]).square().sum()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the order is a function of seed and epoch."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over nothing."""
 
 
 class Trainer:
@@ -262,13 +253,7 @@ class Trainer:
         task = RegressionTask(
             network, self.x, self.targets, rows, config, learning_rate=learning_rate, seed=seed
         )
-        schedule = Schedule(
-            max_epochs=config.max_epochs,
-            patience=config.patience,
-            reduce_lr_patience=None,
-            keep=1,
-            restore="best",
-        )
+        schedule = best_of(config.max_epochs, config.patience)
         record = train(task, schedule, stage=stage, run=self.run)
         with torch.no_grad():
             error = float(task.error(rows[1]))

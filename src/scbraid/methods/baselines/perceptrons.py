@@ -44,7 +44,9 @@ class PerceptronConfig(MethodConfig):
         70, "singular vectors that more than 200 targets are predicted in; fewer as they are", ge=1
     )
     weight_decay: float = option(1e-4, "weight decay of AdamW", ge=0)
-    batch_size: int = option(256, "cells of a step at most", ge=2)
+    batch_size: int = option(
+        256, "cells of a step; up to half as many more, where that makes equal parts", ge=2
+    )
     min_steps_per_epoch: int = option(
         10, "an epoch is as many passes over the cells as have this number of steps", ge=1
     )

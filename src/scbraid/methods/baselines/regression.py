@@ -13,17 +13,11 @@ import scipy.sparse as sp
 
 from scbraid.data.backed import Matrix
 from scbraid.data.layers import Layers
+from scbraid.errors import DataError
 from scbraid.guidance.graph import Guidance
-from scbraid.methods.base import (
-    Method,
-    MethodInfo,
-    MethodResult,
-    Prediction,
-    Truth,
-    held_out_cells,
-    training_rows,
-)
+from scbraid.methods.base import Method, MethodInfo, MethodResult, Prediction, Truth
 from scbraid.methods.config import MethodConfig, option
+from scbraid.methods.scmognn.inputs import prediction_cells
 from scbraid.prepare.svd import Svd, truncated_svd
 from scbraid.prepare.targets import target_values
 
@@ -62,22 +56,40 @@ class Regression:
         return values if low is None and high is None else np.clip(values, low, high)
 
 
-def read_regression(data: Layers) -> Regression:
-    """Bring a prediction input into arrays."""
-    source, target = data.meta["source"], data.meta["target"]
-    rows, order = training_rows(data, source, target)
-    Y = target_values(data, target)[order]
-    test = np.flatnonzero(np.isin(data[source].cells, held_out_cells(data)[source]))
-    transform = data.meta["layers"][target]["target"]
+def read_regression(data: Layers, method: str = "a regression") -> Regression:
+    """Bring a prediction input into arrays.
+
+    Raises
+    ------
+    NotApplicable, DataError
+        As `scbraid.methods.scmognn.inputs.prediction_cells`; when a layer's space is not stated.
+    """
+    cells = prediction_cells(data, method)
+    source, target = cells.source, cells.target
+    Y = target_values(data, target.name)[cells.order]
+    transform = data.meta["layers"][target.name]["target"]
     low = None if transform == "identity" else 0.0
     high = 1.0 if transform == "binary" else None
-    return Regression(target_values(data, source), Y, rows, test, data[source].batch, (low, high))
+    X = target_values(data, source.name)
+    return Regression(X, Y, cells.train, cells.test, source.batch, (low, high))
 
 
 def svd_of(matrix: Matrix, n_components: int) -> Svd:
-    """Leading singular triplets, as many as the matrix allows, not centred."""
+    """Leading singular triplets, as many as the matrix allows, not centred.
+
+    Raises
+    ------
+    DataError
+        When a side of the matrix is below 2.
+    """
     allowed = min(matrix.shape) - 1
-    return truncated_svd(matrix, max(min(n_components, allowed), 1))
+    if allowed < 1:
+        msg = (
+            f"a layer of {matrix.shape[0]:,} cells x {matrix.shape[1]:,} features cannot be "
+            "decomposed; expected at least 2 of each"
+        )
+        raise DataError(msg)
+    return truncated_svd(matrix, min(n_components, allowed))
 
 
 class Regressor(Method):
@@ -91,7 +103,7 @@ class Regressor(Method):
         self, data: Layers, guidance: Guidance | None = None, truth: Truth | None = None
     ) -> MethodResult:
         """Predict the target layer of the test cells."""
-        task = read_regression(data)
+        task = read_regression(data, self.info.name)
         values, details = self.predict(task)
         prediction = Prediction(
             layer=data.meta["target"],

@@ -8,6 +8,31 @@ from typing import Any
 from scbraid.errors import ConfigError
 from scbraid.methods.config import MethodConfig, option
 
+
+def refuse_idle(config: MethodConfig, names: tuple[str, ...], where: str) -> None:
+    """Refuse options that were set to something and have no effect.
+
+    Parameters
+    ----------
+    config
+        The options.
+    names
+        Those without effect, as the others are.
+    where
+        What takes their effect away, such as "answer=hard".
+
+    Raises
+    ------
+    ConfigError
+        When one of them is not at its default.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in names and value != field.default:
+            msg = f"{field.name}={value} has no effect with {where}; set one of them"
+            raise ConfigError(msg)
+
+
 # -- modality prediction -------------------------------------------------------------------------
 
 
@@ -127,6 +152,15 @@ class PredictionConfig(MethodConfig):
                 "set one of sampled_cells and pathways"
             )
             raise ConfigError(msg)
+        if self.sampled_cells is None:
+            refuse_idle(self, ("feature_share",), "sampled_cells=none")
+        if self.pathways is None:
+            idle = ("pathway_weight", "pathway_threshold", "alpha")
+            refuse_idle(self, idle, "pathways=none")
+        if self.cell_start != "svd":
+            refuse_idle(self, ("svd_dim",), f"cell_start={self.cell_start}")
+        if self.schedule != "cosine":
+            refuse_idle(self, ("average_decay",), f"schedule={self.schedule}")
 
 
 # What all programs of the authors have in common where ours departs.
@@ -209,7 +243,9 @@ class EncodersConfig(MethodConfig):
     learn_scale: bool = option(False, "whether the factor is learned")
     learning_rate: float = option(6e-4, "learning rate of AdamW", gt=0)
     weight_decay: float = option(0.01, "weight decay of AdamW", ge=0)
-    batch_size: int = option(4096, "pairs of a step at most", ge=2)
+    batch_size: int = option(
+        4096, "pairs of a step; up to half as many more, where that makes equal parts", ge=2
+    )
     max_epochs: int = option(100, "epochs at most", ge=1)
     monitor: str = option(
         "contrast",
@@ -232,6 +268,11 @@ class EncodersConfig(MethodConfig):
         lt=1,
     )
     soft_entries: int = option(500, "soft: largest entries kept of every row", ge=1, le=1000)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.answer != "soft":
+            refuse_idle(self, ("soft_entries",), f"answer={self.answer}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,6 +323,12 @@ class MatchingConfig(EncodersConfig):
     patience: int = option(8, "epochs without a better validation score before the stop", ge=1)
     # The answer.
     within_batches: bool = option(True, "match within batches only, where they are known")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.encoder_start != "cca":
+            idle = ("cca_ridge", "with_start")
+            refuse_idle(self, idle, f"encoder_start={self.encoder_start}")
 
 
 MULTIOME: dict[str, Any] = {
@@ -384,7 +431,7 @@ class JointConfig(MethodConfig):
 
 @dataclasses.dataclass(frozen=True)
 class UnsupervisedJointConfig(JointConfig):
-    """Options of the joint embedding without labels; those of supervision have no effect."""
+    """Options of the joint embedding without labels."""
 
     free_dim: int = option(50, "dimensions that only the reconstruction shapes", ge=1)
     lam_label: float = option(0.0, "weight of the cell types: none", ge=0, le=0)

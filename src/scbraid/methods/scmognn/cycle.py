@@ -27,6 +27,8 @@ CTCF NEK2 G2E3 GAS2L3 CBX5 CENPA
 S_GENES, G2M_GENES = tuple(_S.split()), tuple(_G2M.split())
 MIN_GENES = 5
 _N_BINS = 25
+# Cells whose expression is dense at a time.
+_BLOCK = 2048
 
 
 def phase_scores(counts: sp.csr_matrix, genes: pd.Index) -> np.ndarray | None:
@@ -51,11 +53,10 @@ def phase_scores(counts: sp.csr_matrix, genes: pd.Index) -> np.ndarray | None:
     """
     names = pd.Index(genes.astype(str).str.upper())
     logs = log1p(normalise_total(counts))
-    scaled = scale(logs).toarray()
     means = np.asarray(logs.mean(axis=0)).ravel()
     bins = np.empty(len(names), np.int64)
     bins[np.argsort(means, kind="stable")] = np.arange(len(names)) * _N_BINS // len(names)
-    scores = []
+    genes_of: list[tuple[np.ndarray, np.ndarray]] = []
     for phase, markers in (("S", S_GENES), ("G2M", G2M_GENES)):
         own = np.flatnonzero(names.isin(markers) & (means > 0))
         if len(own) < MIN_GENES:
@@ -66,7 +67,14 @@ def phase_scores(counts: sp.csr_matrix, genes: pd.Index) -> np.ndarray | None:
             )  # fmt: skip
             return None
         control = np.setdiff1d(np.flatnonzero(np.isin(bins, bins[own])), own)
-        reference = scaled[:, control].mean(axis=1) if len(control) else 0.0
-        score = scaled[:, own].mean(axis=1) - reference
-        scores.append((score - score.mean()) / (score.std() or 1.0))
-    return np.stack(scores, axis=1).astype(np.float32)
+        genes_of.append((own, control))
+    scaled = scale(logs)
+    scores = np.empty((len(genes_of), logs.shape[0]))
+    for first in range(0, logs.shape[0], _BLOCK):
+        rows = slice(first, first + _BLOCK)
+        block = scaled.sparse[rows].toarray() + scaled.offset
+        for found, (own, control) in zip(scores, genes_of, strict=True):
+            reference = block[:, control].mean(axis=1) if len(control) else 0.0
+            found[rows] = block[:, own].mean(axis=1) - reference
+    standard = [(score - score.mean()) / (score.std() or 1.0) for score in scores]
+    return np.stack(standard, axis=1).astype(np.float32)

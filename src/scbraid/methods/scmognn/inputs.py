@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ from scbraid.prepare.svd import truncated_svd
 from scbraid.prepare.targets import target_transform, target_values, to_target
 from scbraid.prepare.transforms import column_sums, log1p, row_sums, scale_rows
 
+logger = logging.getLogger("scbraid")
+
 # Predictions beyond these are wrong for certain.
 BOUNDS = {
     "log1p_normalised": (0.0, np.inf),
@@ -28,6 +31,8 @@ BOUNDS = {
 _LSI_TOTAL = 1e4
 # Cells whose statistics are computed at once.
 _STATISTICS_ROWS = 1 << 13
+# One is held out, and what is left must vary.
+_LEAST_TRAINED = 3
 
 
 def stated_transform(layer: str, meta: Mapping[str, Any]) -> str:
@@ -112,6 +117,20 @@ def encode_batches(*layers: Layer) -> tuple[list[str], list[np.ndarray]]:
     return [str(name) for name in names], np.split(codes.astype(np.int64), ends[:-1])
 
 
+def check_batches_of_pairs(
+    layers: tuple[str, str], cells: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> None:
+    """Refuse batches of two layers that are not the same for the same cells, (n_pairs,) each."""
+    wrong = first != second
+    if wrong.any():
+        msg = (
+            f"cell {str(cells[wrong][0])!r} has another batch in {layers[0]!r} than in "
+            f"{layers[1]!r} ({int(wrong.sum()):,} cells have); equal names mean one cell: correct "
+            "obs 'batch'"
+        )
+        raise DataError(msg)
+
+
 # -- modality prediction -------------------------------------------------------------------------
 
 
@@ -156,28 +175,75 @@ class PredictionInputs:
     batches: list[str]
 
 
-def make_prediction_inputs(data: Layers, *, n_top_features: int | None) -> PredictionInputs:
-    """Find source, target, training and test cells; bring both layers into the task's space.
+@dataclasses.dataclass(frozen=True, eq=False)
+class PredictionCells:
+    """Which cells of a prediction are which.
+
+    Attributes
+    ----------
+    source, target
+        The layers.
+    train, test
+        Rows of the source: (n_train,) and (n_test,).
+    order
+        Row of the target of every training cell, (n_train,).
+    """
+
+    source: Layer
+    target: Layer
+    train: np.ndarray
+    test: np.ndarray
+    order: np.ndarray
+
+
+def prediction_cells(data: Layers, method: str) -> PredictionCells:
+    """Find source, target, training and test cells.
 
     The source is the layer that has all cells (the input's statement of it is checked); test cells
     are those that only it has.
 
     Raises
     ------
+    NotApplicable
+        When there are not two layers.
     DataError
-        When no layer has all cells of the other, there are no test cells or fewer than three
-        training cells, or values are no counts.
+        When no layer has all cells of the other, or there are no test cells or fewer than three
+        training cells.
     """
-    first, second = two_layers(data, "scmognn_prediction")
+    first, second = two_layers(data, method)
     source, target = _direction(first, second, data.meta.get("source"))
     position = pd.Index(target.cells).get_indexer(source.cells)
     train, test = np.flatnonzero(position >= 0), np.flatnonzero(position < 0)
-    if len(train) < 3:
+    if len(train) < _LEAST_TRAINED:
         msg = (
             f"layers {source.name!r} and {target.name!r} share {len(train)} cells; expected at "
-            "least 3 to train on"
+            f"least {_LEAST_TRAINED} to train on"
         )
         raise DataError(msg)
+    return PredictionCells(source, target, train, test, position[train])
+
+
+def make_prediction_inputs(
+    data: Layers, *, n_top_features: int | None, inductive: bool = False
+) -> PredictionInputs:
+    """Find source, target, training and test cells; bring both layers into the task's space.
+
+    Parameters
+    ----------
+    data
+        Two layers, of which the source has all cells.
+    n_top_features
+        Highly variable source features to use; all when None, or when there are not more.
+    inductive
+        Whether these are chosen on training cells alone.
+
+    Raises
+    ------
+    DataError
+        As `prediction_cells`; when values are no counts, or variable features cannot be told.
+    """
+    cells = prediction_cells(data, "scmognn_prediction")
+    source, target, train, test = cells.source, cells.target, cells.train, cells.test
     # Test cells behind the training cells.
     rows = np.concatenate([train, test])
     for layer in (source, target):
@@ -185,9 +251,8 @@ def make_prediction_inputs(data: Layers, *, n_top_features: int | None) -> Predi
     # A cell's statistics and total are those of all features, whichever are used.
     values = sp.csr_matrix(task_values(data, source.name)[rows])
     features = source.features.index.to_numpy(dtype=str)
-    if n_top_features is not None and n_top_features < source.n_features:
-        ranked = highly_variable(_counts(source)[rows], n_top_features)
-        chosen = np.flatnonzero(ranked["highly_variable"].to_numpy())
+    if n_top_features is not None:
+        chosen = _variable(source, train if inductive else rows, n_top_features)
         values, features = sp.csr_matrix(values[:, chosen]), features[chosen]
     batches, (batch,) = encode_batches(source)
     return PredictionInputs(
@@ -195,7 +260,7 @@ def make_prediction_inputs(data: Layers, *, n_top_features: int | None) -> Predi
         target=target.name,
         transform=stated_transform(target.name, data.meta),
         values=values,
-        targets=sp.csr_matrix(task_values(data, target.name)[position[train]]),
+        targets=sp.csr_matrix(task_values(data, target.name)[cells.order]),
         n_train=len(train),
         cells=source.cells[rows],
         target_features=target.features.index.to_numpy(dtype=str),
@@ -203,6 +268,30 @@ def make_prediction_inputs(data: Layers, *, n_top_features: int | None) -> Predi
         batch=batch[rows],
         batches=batches,
     )
+
+
+def _variable(source: Layer, rows: np.ndarray, n_top: int) -> np.ndarray:
+    """Columns of the most variable source features over some cells; all where there are no more."""
+    if n_top >= source.n_features:
+        if n_top > source.n_features:
+            logger.info(
+                "n_top_features is %d, but layer %s has %d features; all are used",
+                n_top, source.name, source.n_features,
+            )  # fmt: skip
+        return np.arange(source.n_features)
+    try:
+        ranked = highly_variable(_counts(source)[rows], n_top)
+    except DataError as error:
+        if error.__cause__ is None:
+            raise
+        # The advice of the error itself is for the features of a condition.
+        msg = (
+            f"the {n_top:,} most variable of {source.n_features:,} {source.name} features cannot "
+            "be told: the local regression of their variances on their means fails, as it does "
+            "where many means are nearly equal; set n_top_features=none, which uses all features"
+        )
+        raise DataError(msg) from error
+    return np.flatnonzero(ranked["highly_variable"].to_numpy())
 
 
 def _direction(first: Layer, second: Layer, stated: str | None) -> tuple[Layer, Layer]:
@@ -429,6 +518,7 @@ def make_matching_inputs(
     *,
     within_batches: bool,
     decompose: bool = False,
+    method: str = "scmognn_matching",
 ) -> MatchingInputs:
     """Put training pairs (equal names) into one order, test cells behind them.
 
@@ -444,14 +534,18 @@ def make_matching_inputs(
     decompose
         Whether layers other than atac are seen by `decomposition`, and either is fitted on all
         cells; otherwise by `representation`, fitted on training cells.
+    method
+        What messages call the method.
 
     Raises
     ------
+    NotApplicable
+        When there are not two layers.
     DataError
         When there are fewer than four pairs or no test cells, pairs have different batches, or a
         batch has test cells of one layer alone.
     """
-    first, second = two_layers(data, "scmognn_matching")
+    first, second = two_layers(data, method)
     position = pd.Index(second.cells).get_indexer(first.cells)
     pairs = np.flatnonzero(position >= 0)
     if len(pairs) < 4:
@@ -470,10 +564,9 @@ def make_matching_inputs(
     second = second.take(np.concatenate([position[pairs], others]))
     batches, (a, b) = encode_batches(first, second)
     n_train = len(pairs)
-    if not np.array_equal(a[:n_train], b[:n_train]):
-        cell = first.cells[:n_train][a[:n_train] != b[:n_train]][0]
-        msg = f"cell {str(cell)!r} has another batch in {first.name!r} than in {second.name!r}"
-        raise DataError(msg)
+    check_batches_of_pairs(
+        (first.name, second.name), first.cells[:n_train], a[:n_train], b[:n_train]
+    )
     for code in np.union1d(a[n_train:], b[n_train:]):
         sizes = [int((codes[n_train:] == code).sum()) for codes in (a, b)]
         if 0 in sizes and within_batches:
@@ -540,6 +633,7 @@ def make_joint_inputs(
     labels: Mapping[str, str] | None,
     phases: bool,
     decompose: bool = False,
+    method: str = "scmognn_joint",
 ) -> JointInputs:
     """Bring both layers into one order and compute what the autoencoder sees.
 
@@ -556,15 +650,20 @@ def make_joint_inputs(
         Whether phase scores are wanted.
     decompose
         Whether layers are seen by `decomposition`; otherwise by `representation`.
+    method
+        What messages call the method.
 
     Raises
     ------
+    NotApplicable
+        When there are not two layers.
     DataError
-        When the layers do not have the same cells, or no shown label is of a cell of the input.
+        When the layers do not have the same cells, or not in the same batches, or no shown label is
+        of a cell of the input.
     """
     from scbraid.methods.scmognn.cycle import phase_scores
 
-    first, second = two_layers(data, "scmognn_joint")
+    first, second = two_layers(data, method)
     position = pd.Index(second.cells).get_indexer(first.cells)
     if (position < 0).any() or first.n_cells != second.n_cells:
         msg = (
@@ -575,7 +674,8 @@ def make_joint_inputs(
         raise DataError(msg)
     orders = (np.arange(first.n_cells), np.argsort(position))
     second = second.take(position)
-    batches, (batch, _) = encode_batches(first, second)
+    batches, (batch, other) = encode_batches(first, second)
+    check_batches_of_pairs((first.name, second.name), first.cells, batch, other)
     beside_atac = "atac" in (first.name, second.name)
     usual = {"rna": 64 if beside_atac else 256, "atac": 512}
     if decompose:
@@ -595,8 +695,9 @@ def make_joint_inputs(
         codes = np.array([table.get(labels.get(cell, ""), -1) for cell in first.cells], np.int64)
         if not (codes >= 0).any():
             msg = (
-                f"none of {first.n_cells:,} cells has a label; the method is supervised: give the "
-                "truth of the same input, or use scmognn_joint_unsupervised"
+                f"none of {first.n_cells:,} cells has a label, and {method} learns from them: give "
+                "the truth of the same input, or use a method without labels, such as "
+                "scmognn_joint_unsupervised"
             )
             raise DataError(msg)
     scores = None

@@ -12,17 +12,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scbraid.errors import DataError
 from scbraid.methods.scmognn.config import JointConfig
 from scbraid.methods.scmognn.inputs import JointInputs
 from scbraid.methods.scmognn.network import JointAutoencoder, mixture_weights
 from scbraid.methods.scmognn.propagation import propagate, scaled, standardised, standardised_rows
-from scbraid.train.engine import Schedule, TrainingRecord, TrainingRun, pick_device, train
+from scbraid.methods.scmognn.training import (
+    MinibatchTask,
+    best_of,
+    cut_evenly,
+    lengthened,
+    n_held_out,
+)
+from scbraid.train.engine import TrainingRecord, TrainingRun, pick_device, train
 
 # Of the norm of the batch block (JAE).
 _NORM_FACTOR = 0.01
+# Two are held out, and statistics over cells need two.
+_LEAST_CELLS = 4
 
 
-class JointTask:
+class JointTask(MinibatchTask):
     """Training of the autoencoder, as the engine runs it.
 
     Parameters
@@ -77,15 +87,10 @@ class JointTask:
         """Networks that mixed precision applies to."""
         return [self.network.encoder, self.network.decoder]
 
-    def train_steps(self, epoch: int, start: int = 0) -> Iterator[Mapping[str, Tensor]]:
-        """Go once over the cells."""
+    def minibatches(self, epoch: int) -> list[np.ndarray]:
+        """Cut the cells, each once, into minibatches."""
         order = np.random.default_rng([self.seed, epoch]).permutation(self.train_rows)
-        for rows in cut_evenly(order, self.config.batch_size)[start:]:
-            terms = self.losses(rows)
-            self.optimizers[0].zero_grad()
-            terms["loss"].backward()
-            self.optimizers[0].step()
-            yield {name: value.detach() for name, value in terms.items()}
+        return cut_evenly(order, self.config.batch_size)
 
     def validation_steps(self, epoch: int) -> Iterator[Mapping[str, Tensor]]:
         """Evaluate the held-out cells."""
@@ -121,18 +126,6 @@ class JointTask:
         )
         return {"loss": loss, **found}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the order is a function of seed and epoch."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over nothing."""
-
-
-def cut_evenly(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    """Cut rows into parts of nearly equal length, near to `size`."""
-    return np.array_split(rows, max(1, round(len(rows) / size)))
-
 
 @dataclasses.dataclass
 class FittedJoint:
@@ -165,6 +158,11 @@ def fit_joint(
         ``auto`` or a torch device name.
     training
         Checkpoints, precision and checks.
+
+    Raises
+    ------
+    DataError
+        When fewer than four cells are there to train on.
     """
     run = TrainingRun() if training is None else training
     where = pick_device(device)
@@ -181,7 +179,14 @@ def fit_joint(
         seen = np.flatnonzero(inputs.labels >= 0)
     rng = np.random.default_rng([seed, 0])
     seen = rng.permutation(seen)
-    n_held = min(max(2, round(config.validation_share * len(seen))), len(seen) - 2)
+    if len(seen) < _LEAST_CELLS:
+        what = "labelled cells" if config.train_on == "labelled" else "cells"
+        msg = (
+            f"the autoencoder has {len(seen)} {what} to train on; expected at least {_LEAST_CELLS}"
+            + (", or set train_on=all" if config.train_on == "labelled" else "")
+        )
+        raise DataError(msg)
+    n_held = n_held_out(len(seen), config.validation_share, least=2, rest=2)
     held, rows = np.sort(seen[:n_held]), np.sort(seen[n_held:])
     phases = inputs.phases if config.lam_cycle else None
     n_types = len(inputs.label_names)
@@ -199,15 +204,8 @@ def fit_joint(
         config,
         seed,
     )
-    steps = len(cut_evenly(rows, config.batch_size))
-    longer = max(1.0, config.min_steps / (config.max_epochs * steps))
-    schedule = Schedule(
-        max_epochs=math.ceil(config.max_epochs * longer),
-        patience=math.ceil(config.patience * longer),
-        reduce_lr_patience=None,
-        keep=1,
-        restore="best",
-    )
+    factor = lengthened(config.max_epochs, len(task.minibatches(1)), config.min_steps)
+    schedule = best_of(config.max_epochs, config.patience, factor)
     record = train(task, schedule, stage="autoencoder", run=run)
     with torch.no_grad():
         parts = [

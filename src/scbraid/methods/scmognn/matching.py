@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -19,7 +20,10 @@ from scbraid.methods.scmognn.config import MatchingConfig
 from scbraid.methods.scmognn.inputs import MatchingInputs
 from scbraid.methods.scmognn.network import MatchingNetwork, mixture_weights
 from scbraid.methods.scmognn.propagation import propagate, scaled
-from scbraid.train.engine import Schedule, TrainingRecord, TrainingRun, pick_device, train
+from scbraid.methods.scmognn.training import MinibatchTask, best_of, n_held_out
+from scbraid.train.engine import TrainingRecord, TrainingRun, pick_device, train
+
+logger = logging.getLogger("scbraid")
 
 # Candidates from which on few of them are looked at first.
 _MANY = 2_000
@@ -38,7 +42,7 @@ class PairBatches:
     batch
         Code of every pair, by row number.
     size
-        Pairs of a minibatch at most.
+        Pairs of a minibatch, up to half as many more where that makes parts of equal size.
     within
         Whether a minibatch keeps to one batch.
     """
@@ -67,7 +71,7 @@ class PairBatches:
         return [found[k] for k in rng.permutation(len(found))]
 
 
-class MatchingTask:
+class MatchingTask(MinibatchTask):
     """Training of the encoders, as the engine runs it.
 
     Parameters
@@ -112,16 +116,10 @@ class MatchingTask:
         """Networks that mixed precision applies to."""
         return [*self.network.encoders, *self.network.decoders]
 
-    def train_steps(self, epoch: int, start: int = 0) -> Iterator[Mapping[str, Tensor]]:
+    def minibatches(self, epoch: int) -> list[np.ndarray]:
         """Go over all pairs, as many times as an epoch needs to have its steps."""
         rng = np.random.default_rng([self.seed, epoch])
-        drawn = [rows for _ in range(self.passes) for rows in self.batches.one_pass(rng)]
-        for rows in drawn[start:]:
-            terms = self.losses(rows)
-            self.optimizers[0].zero_grad()
-            terms["loss"].backward()
-            self.optimizers[0].step()
-            yield {name: value.detach() for name, value in terms.items()}
+        return [rows for _ in range(self.passes) for rows in self.batches.one_pass(rng)]
 
     def validation_steps(self, epoch: int) -> Iterator[Mapping[str, Tensor]]:
         """Evaluate the pools; `error` is 1 − the mean of both directions' share of hits."""
@@ -154,13 +152,6 @@ class MatchingTask:
             "reconstruction": reconstruction,
             "error": 1 - (hits[0] + hits[1]) / 2,
         }
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the order is a function of seed and epoch."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over nothing."""
 
 
 def canonical_projections(
@@ -263,7 +254,8 @@ def fit_matching(
     states = tuple(torch.from_numpy(part).to(where) for part in propagated)
     n_train = inputs.n_train
     order = np.random.default_rng([seed, 0]).permutation(n_train)
-    n_held = min(config.validation_cells, max(2, round(config.validation_share * n_train)))
+    n_held = n_held_out(n_train, config.validation_share, least=2, rest=2)
+    n_held = min(config.validation_cells, n_held)
     within = config.batch_scheme == "within"
     batch = inputs.batch[0]
     pools = PairBatches(order[:n_held], batch, config.validation_cells, within=within).groups
@@ -272,6 +264,10 @@ def fit_matching(
         pools = [order[:n_held]]
     batches = PairBatches(order[n_held:], batch, config.batch_size, within=within)
     if not batches.groups:
+        logger.warning(
+            "no batch has two training pairs to tell apart: minibatches mix all batches, as with "
+            "batch_scheme=mixed"
+        )
         batches = PairBatches(order[n_held:], batch, config.batch_size, within=False)
     torch.manual_seed(seed)
     dims = (states[0].shape[2], states[1].shape[2])
@@ -280,13 +276,7 @@ def fit_matching(
     if config.encoder_start == "cca":
         maps = _start(network, propagated, np.sort(order[n_held:]), config)
     task = MatchingTask(network, (states[0], states[1]), batches, pools, config, seed)
-    schedule = Schedule(
-        max_epochs=config.max_epochs,
-        patience=config.patience,
-        reduce_lr_patience=None,
-        keep=1,
-        restore="best",
-    )
+    schedule = best_of(config.max_epochs, config.patience)
     before = _monitored(task)
     record = train(task, schedule, stage="encoders", run=run)
     # With few pairs the networks may have nothing to add. Then the start is the answer, and the

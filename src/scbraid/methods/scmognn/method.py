@@ -54,7 +54,11 @@ class ScmognnPrediction(Method):
         from scbraid.methods.scmognn.inputs import make_prediction_inputs
         from scbraid.methods.scmognn.prediction import fit_prediction
 
-        inputs = make_prediction_inputs(data, n_top_features=self.config.n_top_features)
+        inputs = make_prediction_inputs(
+            data,
+            n_top_features=self.config.n_top_features,
+            inductive=self.config.graph == "inductive",
+        )
         fitted = fit_prediction(
             inputs, self.config, seed=self.seed, device=self.device, training=self.training
         )
@@ -154,6 +158,7 @@ class ScmognnJoint(Method):
             labels=self._labels(truth),
             phases=config.lam_cycle > 0,
             decompose=config.representation == "svd",
+            method=self.info.name,
         )
         fitted = fit_joint(
             inputs, config, seed=self.seed, device=self.device, training=self.training

@@ -18,6 +18,7 @@ from scbraid.methods.scmognn.config import PredictionConfig
 from scbraid.methods.scmognn.inputs import BOUNDS, PredictionInputs, batch_features
 from scbraid.methods.scmognn.network import CellInputs, PredictionNetwork
 from scbraid.methods.scmognn.pathways import pathway_edges, read_gene_sets
+from scbraid.methods.scmognn.training import SeededTask, n_held_out
 from scbraid.nn.bipartite import (
     Backend,
     BipartiteGraph,
@@ -159,7 +160,7 @@ def square_error(
         yield (output(hidden[part]) - targets[part]).square().sum()
 
 
-class PredictionTask:
+class PredictionTask(SeededTask):
     """Training of one network, as the engine runs it.
 
     Parameters
@@ -257,13 +258,6 @@ class PredictionTask:
         hidden = self.network.hidden(states[self._index(rows)])
         total = sum(self._square_error(hidden, self._held_targets), states.new_zeros(()))
         return total / (len(rows) * self.targets.n_targets)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: all streams are functions of seed and epoch."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over nothing."""
 
     def _backward(self, states: Tensor, rows: np.ndarray) -> Tensor:
         """Mean square error and its gradients, with the output of some cells at a time."""
@@ -426,7 +420,7 @@ def held_out(
         else:
             drawn = np.random.default_rng([seed, k]).permutation(n_train)
             held = np.zeros(n_train, bool)
-            held[drawn[: min(max(1, round(config.validation_share * n_train)), n_train - 1)]] = True
+            held[drawn[: n_held_out(n_train, config.validation_share)]] = True
         found.append((np.flatnonzero(~held), np.flatnonzero(held)))
     return found
 

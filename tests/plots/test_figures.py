@@ -254,7 +254,8 @@ def test_panels_are_headed_by_what_tells_them_apart():
         "joint",
         "from rna",
     ]
-    assert words("matching", datasets=("d", "e")) == ["d · matching", "e · matching"]
+    assert words("matching", datasets=("d", "e")) == ["d", "e"]
+    assert words("prediction+source=rna", datasets=("d", "e")) == ["d · from rna", "e · from rna"]
     assert words("matching+split=batch+test_batches=b1-b2") == ["d · matching"]
     found = words("matching", "matching+split=batch+test_batches=b1-b2")
     assert found == ["split=random, test_batches=none", "split=batch, test_batches=b1-b2"]

@@ -214,7 +214,7 @@ def panel_words(panels: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]
     That is the data set, where there are several; the source of a prediction (``from rna``); and
     every setting in which conditions of the same task differ, at its default as well
     (``cells=400`` beside ``all cells``). A condition that differs from no other of its task is
-    headed by the task.
+    headed by the task; where it is the only one, by the data set alone.
     """
     settings = {condition: _settings(condition) for _, condition in panels}
     several = len({dataset for dataset, _ in panels}) > 1
@@ -230,8 +230,12 @@ def panel_words(panels: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]
         # The source first: it is the sub-task.
         words.sort(key=lambda word: not word.startswith("from "))
         heading = ", ".join(words) or str(own["task"])
-        one = several or len(panels) == 1
-        found[dataset, condition] = f"{dataset} · {heading}" if one else heading
+        if several and len(settings) == 1 and not words:
+            found[dataset, condition] = dataset
+        elif several or len(panels) == 1:
+            found[dataset, condition] = f"{dataset} · {heading}"
+        else:
+            found[dataset, condition] = heading
     return found
 
 

@@ -120,7 +120,9 @@ class SailerxConfig(SailerConfig):
         "reference embedding of the RNA: pca, scvi, scanorama, random (control), lda and scanvi "
         "(both see labels), or a key of obsm (X_...)",
     )
-    reference_dim: int = option(20, "columns of the reference", ge=1)
+    reference_dim: int = option(
+        20, "columns of the reference at most; scvi and scanvi have 30 whatever it says", ge=1
+    )
     reference_epochs: int = option(400, "epochs of scvi and scanvi", ge=1)
     local_weight: float = option(
         4000.0, "weight of the local structure term (Gamma), for 200 cells in a step", ge=0

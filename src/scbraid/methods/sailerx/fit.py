@@ -149,7 +149,7 @@ def make_inputs(
     )
     reference = np.zeros((atac.n_cells, found.shape[1]), np.float32)
     reference[rows] = found
-    return SailerInputs(made, reference, pair_weights(data, rows, config))
+    return SailerInputs(made, reference, pair_weights(rna, made.n_open, rows, config))
 
 
 def _check_cells(data: AtacData, rows: np.ndarray, what: str) -> None:

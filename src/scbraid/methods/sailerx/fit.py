@@ -223,7 +223,7 @@ def fit_sailer(
         records.append(train(task, schedule, stage=stage, run=run))
     mean, _ = encode_all(network, arrays)
     embedding = mean
-    if isinstance(config, SailerxConfig) and config.embedding == "unit":
+    if config.embedding == "unit":
         lengths = np.linalg.norm(mean, axis=1, keepdims=True)
         embedding = mean / np.maximum(lengths, np.finfo(np.float32).tiny)
     details = {

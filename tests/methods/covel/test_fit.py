@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from scbraid.data.layers import Layers
 from scbraid.errors import ConfigError, DataError, NotApplicable
@@ -115,14 +116,23 @@ def test_mixed_precision_keeps_weights_and_result_in_float32(small, quick, encod
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"tokens": "sampled"}, {"encoder": "exact", "value": "bins"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"encoder": "latent", "tokens": "sampled"}, {"encoder": "exact", "value": "bins"}],
+)
 def test_other_tokens_train(small, quick, options):
     run(small, **options, **quick).check(small.data, "covel")
 
 
 def test_batches_have_decoders_of_their_own(prepared, quick):
     case = prepared(n_cells=100, use_batch=True, n_batches=2)
-    run(case, **quick).check(case.data, "covel")
+    for layer in covel_inputs(case.data, case.guidance, CovelConfig(), 0).layers:
+        assert len(layer.batches) == 2
+        assert set(layer.batch) == {0, 1}
+    result = run(case, **quick)
+    result.check(case.data, "covel")
+    without = run(case, **quick, use_batch=False)
+    assert not np.array_equal(result.embeddings["rna"], without.embeddings["rna"])
 
 
 # -- damage ---------------------------------------------------------------------------------------
@@ -212,6 +222,7 @@ def test_noise_falls_linearly():
             "none of the three views",
         ),
         ({"graph": "none", "edge_damage": 0.5}, "edge_damage=0.5 has no effect with graph='none'"),
+        ({"spared_neighbors": 31, "batch_size": 32}, "leaves no cell of a step of batch_size=32"),
         ({"graph": "transformer"}, "graph"),
         ({"temperature": 0}, "temperature"),
         ({"edge_damage": 1.2}, "edge_damage"),
@@ -236,17 +247,64 @@ def test_what_it_needs_is_named(small, monkeypatch):
         model.fit(small.data, small.guidance)
 
 
-def test_values_and_inputs_are_checked(small, quick):
-    small.data["rna"].counts.data[3] = 1.5
+def test_values_and_inputs_are_checked(prepared, quick):
+    case = prepared(n_cells=100)
+    case.data["rna"].counts.data[3] = 1.5
     with pytest.raises(DataError, match=r"layer 'rna': likelihood 'nb' needs .*; found 1.5"):
-        run(small, **quick)
-    small.data["rna"].counts.data[3] = 1
-    small.data["atac"].reps.clear()
+        run(case, **quick)
+    case.data["rna"].counts.data[3] = 1
+    case.data["atac"].reps.clear()
     with pytest.raises(DataError, match="layer 'atac' has no obsm 'X_lsi'"):
-        run(small, **quick)
+        run(case, **quick)
     # The features themselves need none.
     config = CovelConfig(use_rep=False)
-    assert covel_inputs(small.data, small.guidance, config, 0).layers[1].rep is None
+    assert covel_inputs(case.data, case.guidance, config, 0).layers[1].rep is None
+
+
+def changed(case, name, **parts):
+    layers = {**case.data.layers, name: dataclasses.replace(case.data[name], **parts)}
+    return dataclasses.replace(case, data=dataclasses.replace(case.data, layers=layers))
+
+
+def test_layers_that_say_nothing_are_refused(small, quick):
+    counts = small.data["atac"].counts
+    with pytest.raises(DataError, match="layer 'atac' is zero in all 100 cells and"):
+        run(changed(small, "atac", counts=0 * counts), **quick)
+    alone = dataclasses.replace(small.data, layers=dict(small.data.layers))
+    alone.layers["rna"] = small.data["rna"].take(np.arange(1))
+    with pytest.raises(DataError, match=r"layer 'rna' has 1 cell\(s\); expected at least 2"):
+        run(dataclasses.replace(small, data=alone), **quick)
+
+
+def test_negative_values_have_no_bin(small, quick):
+    counts = small.data["atac"].counts
+    meta = {**small.data.meta, "layers": {"atac": {"likelihood": "normal", "rep": "X_lsi"}}}
+    case = changed(small, "atac", counts=-counts)
+    case.data.meta = meta
+    with pytest.raises(DataError, match=r"layer 'atac' has negative values .*use value=scaled"):
+        run(case, **{**quick, "encoder": "latent", "value": "bins"})
+    config = CovelConfig(encoder="latent")
+    assert covel_inputs(case.data, case.guidance, config, 0).layers[1].values.data.min() < 0
+
+
+def test_stored_zeros_are_no_tokens(small, quick):
+    counts = small.data["atac"].counts
+    stored = sp.csr_matrix(np.ones(counts.shape, np.float32))
+    stored.data[:] = counts.toarray().ravel()
+    options = {**quick, "max_epochs": 1, "encoder": "latent"}
+    first = run(small, **options)
+    second = run(changed(small, "atac", counts=stored), **options)
+    for name, embedding in first.embeddings.items():
+        np.testing.assert_array_equal(embedding, second.embeddings[name])
+
+
+def test_options_of_attention_without_attention_are_warned_of(small, quick, caplog):
+    with caplog.at_level("WARNING", logger="scbraid"):
+        run(small, **{**quick, "max_epochs": 1, "depth": 3})
+    assert "encoder='mlp' has no learned attention" in caplog.text
+    assert "depth" in caplog.text
+    assert CovelConfig(depth=3, tokens="all").idle == ["tokens", "depth"]
+    assert CovelConfig(depth=3, encoder="latent").idle == CovelConfig().idle == []
 
 
 def test_a_loss_that_is_no_number_names_its_term(prepared, quick):

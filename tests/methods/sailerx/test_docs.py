@@ -25,8 +25,8 @@ def test_where_sailer_s_defaults_differ():
     both, sailer = SailerxConfig().as_dict(), SailerConfig().as_dict()
     other = {name: value for name, value in sailer.items() if both[name] != value}
     text = PAGE.read_text("utf-8")
-    assert other == {"learning_rate": 1e-3, "nll_weight": 3.0}
-    assert "`sailer` has `learning_rate` 0.001 and `nll_weight` 3" in text
+    assert other == {"learning_rate": 1e-3, "nll_weight": 3.0, "input_dropout": 0.3}
+    assert "`sailer` has `learning_rate` 0.001, `nll_weight` 3 and `input_dropout` 0.3" in text
 
 
 def test_every_preset_stands_there():

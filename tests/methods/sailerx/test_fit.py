@@ -65,11 +65,12 @@ def test_a_cell_has_one_embedding(toy):
 
 def test_unit_embeddings_are_means_of_length_one(toy):
     data = toy()
-    mean = fit(data, embedding="mean").embeddings["atac"]
-    unit = fit(data).embeddings["atac"]
-    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, rtol=1e-5)
-    np.testing.assert_allclose(unit, mean / np.linalg.norm(mean, axis=1)[:, None], rtol=1e-5)
-    assert np.linalg.norm(fit(data, "sailer").embeddings["atac"], axis=1).std() > 0.01
+    for name in ("sailerx", "sailer"):
+        mean = fit(data, name, embedding="mean").embeddings["atac"]
+        unit = fit(data, name).embeddings["atac"]
+        np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, rtol=1e-5)
+        np.testing.assert_allclose(unit, mean / np.linalg.norm(mean, axis=1)[:, None], rtol=1e-5)
+        assert np.linalg.norm(mean, axis=1).std() > 0.01
 
 
 def test_hybrid(toy):
@@ -279,12 +280,14 @@ def test_the_paper_s_numbers():
         "lam_invariance": 1.0, "local_weight": 6000.0, "local_scale": "stated", "embedding": "mean",
         "objective": "executed", "weighted": "all", "unpaired_every": 3, "batch_norm": "shared",
         "encoder_input": "plain", "average_decay": None, "decoder_start": "random",
+        "input_dropout": 0.0,
         "reference": "pca", "reference_dim": 50, "min_cell_share": 0.0,
     }  # fmt: skip
     assert {name: paper[name] for name in expected} == expected
     ancestor = methods()["sailer"].configure("paper").as_dict()
     expected = {
         "blocks": "one", "block_hidden": 1000, "block_out": 100, "activation": "leaky_relu",
-        "latent_dim": 10, "objective": "sailer", "beta_unit": "epoch",
+        "latent_dim": 10, "objective": "sailer", "beta_unit": "epoch", "embedding": "mean",
+        "input_dropout": 0.0,
     }  # fmt: skip
     assert {name: ancestor[name] for name in expected} == expected

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 
 from scbraid.errors import DataError, NotApplicable
 from scbraid.methods.sailerx.config import SailerConfig, SailerxConfig
+from scbraid.methods.sailerx.fit import make_inputs
 from scbraid.methods.sailerx.inputs import (
     depth_weights,
     make_atac,
@@ -133,13 +134,27 @@ def test_weights_follow_the_cells(toy):
     data = toy(n_alone=10)
     rows = match_cells(data, "sailerx")
     np.testing.assert_array_equal(data["atac"].cells[rows], data["rna"].cells)
-    weights = pair_weights(data, rows, SailerxConfig())
+    made = make(data)
+    weights = pair_weights(data["rna"], made.n_open, rows, SailerxConfig())
     n_open = np.asarray((data["atac"].counts > 0).sum(axis=1)).ravel()[rows]
     totals = np.asarray(data["rna"].counts.sum(axis=1)).ravel()
     expected = depth_weights(totals.astype(float), n_open.astype(float))
     np.testing.assert_allclose(weights[rows], expected, rtol=1e-5)
     assert (weights[50:] == 0).all()
-    assert pair_weights(data, rows, SailerxConfig(pair_weights=False)).sum() == 50
+    config = SailerxConfig(pair_weights=False)
+    assert pair_weights(data["rna"], made.n_open, rows, config).sum() == 50
+
+
+def test_stored_zeros_change_nothing(toy, with_counts):
+    data = toy()
+    counts = data["atac"].counts
+    stored = sp.csr_matrix(np.ones(counts.shape, np.float32))
+    stored.data[:] = counts.toarray().ravel()
+    changed = with_counts(data, "atac", counts=stored)
+    first, second = (make_inputs(d, SailerxConfig(), name="sailerx") for d in (data, changed))
+    np.testing.assert_array_equal(first.weights, second.weights)
+    np.testing.assert_array_equal(first.atac.peaks.indices, second.atac.peaks.indices)
+    np.testing.assert_array_equal(first.atac.log_depth, second.atac.log_depth)
 
 
 def test_batches(toy):
@@ -240,15 +255,84 @@ def test_rna_without_atac_does_not_apply(toy):
         match_cells(data, "sailerx")
 
 
+def test_repeated_names_and_no_common_cell_are_named(toy, with_counts):
+    data = toy()
+    for layer in ("rna", "atac"):
+        names = data[layer].cells.copy()
+        names[1] = names[0]
+        message = rf"layer '{layer}' has 1 repeated cell names \(first: '{names[0]}'\)"
+        with pytest.raises(DataError, match=message):
+            match_cells(with_counts(data, layer, cells=names), "sailerx")
+    others = with_counts(data, "rna", cells=np.array([f"other-{k}" for k in range(60)]))
+    with pytest.raises(
+        DataError, match=r"0 of 60 rna cells have a partner.*'other-0' and 'cell-0'"
+    ):
+        match_cells(others, "sailerx")
+
+
 def test_empty_rna_cells_have_no_ratio(toy, with_counts):
     data = toy()
     counts = data["rna"].counts.copy()
     counts.data[counts.indptr[2] : counts.indptr[3]] = 0
     changed = with_counts(data, "rna", counts=counts)
     rows = match_cells(changed, "sailerx")
-    with pytest.raises(DataError, match="1 cells whose counts do not sum to a number above 0"):
-        pair_weights(changed, rows, SailerxConfig())
-    assert pair_weights(changed, rows, SailerxConfig(pair_weights=False)).sum() == 60
+    n_open = make(changed).n_open
+    with pytest.raises(DataError, match=r"1 cells without a count \(first: .*pair_weights=false"):
+        pair_weights(changed["rna"], n_open, rows, SailerxConfig())
+    config = SailerxConfig(pair_weights=False)
+    assert pair_weights(changed["rna"], n_open, rows, config).sum() == 60
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (np.log1p, r"\d+ values that are no counts \(first: 1\.386.*or set pair_weights=false"),
+        (lambda v: np.where(np.arange(len(v)) == 0, -1, v), r"1 values .*\(first: -1\)"),
+        (lambda v: np.where(np.arange(len(v)) == 0, np.nan, v), r"1 values .*\(first: nan\)"),
+    ],
+)
+def test_rna_depths_are_those_of_counts(toy, with_counts, change, message):
+    data = toy()
+    counts = data["rna"].counts.copy()
+    counts.data = np.asarray(change(counts.data), np.float32)
+    changed = with_counts(data, "rna", counts=counts)
+    with pytest.raises(DataError, match=message):
+        make_inputs(changed, SailerxConfig(), name="sailerx")
+    make_inputs(changed, SailerxConfig(pair_weights=False), name="sailerx")
+
+
+def test_cells_open_only_where_no_peak_is_used(toy, with_counts):
+    data = toy()
+    counts = data["atac"].counts.tolil()
+    counts[5] = 0
+    counts[5, 4] = 1
+    assert data["atac"].features["chrom"].iloc[4] == "chrY"
+    changed = with_counts(data, "atac", counts=sp.csr_matrix(counts))
+    message = (
+        r"1 cells without an open peak among the 36 that are used \(first: 'cell-5'\).*contigs"
+    )
+    with pytest.raises(DataError, match=message):
+        make(changed)
+    assert make(changed, contigs="all").n_open[5] == 1
+
+
+def test_unknown_chromosome_names_are_warned_of(toy, with_counts, caplog):
+    """Roman numbers: X alone would be kept, in silence."""
+    data = toy()
+    names = np.resize(["chrI", "chrII", "chrIII", "chrX"], 48)
+    changed = with_counts(data, "atac", features=data["atac"].features.assign(chrom=names))
+    counts = changed["atac"].counts.tolil()
+    counts[:, 3] = 1
+    changed = with_counts(changed, "atac", counts=sp.csr_matrix(counts))
+    with caplog.at_level("WARNING", logger="scbraid"):
+        assert make(changed).contigs == ["chrX"]
+    assert "75% of the peaks" in caplog.text
+    assert "'chrI', 'chrII', 'chrIII'" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING", logger="scbraid"):
+        make(data)
+        make(changed, contigs="all")
+    assert not caplog.text
 
 
 def test_chromosome_names():

@@ -6,6 +6,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 
 from scbraid.errors import ConfigError, DataError, UnknownNameError
 from scbraid.methods import Sailerx
@@ -65,12 +66,28 @@ def test_without_rna_it_is_sailer(toy):
         model.get_latent_representation("rna")
 
 
+def test_other_entries_of_obsm_may_be_anything(toy):
+    data = as_anndata(toy())
+    names = data["rna"].obs_names
+    data["rna"].obsm["text"] = pd.DataFrame({"a": ["x"] * 60}, index=names)
+    data["rna"].obsm["sparse"] = sp.csr_matrix(np.eye(60))
+    scores = data["rna"].obsm["X_pca"]
+    model = Sailerx(data, device="cpu", **QUICK)
+    # The reference itself may be a table of numbers.
+    data["rna"].obsm["X_pca"] = pd.DataFrame(scores, index=names, columns=list("abcdefghijkl"))
+    other = Sailerx(data, device="cpu", **QUICK)
+    np.testing.assert_array_equal(model._inputs.reference, other._inputs.reference)
+
+
 def test_bad_data(toy):
     data = as_anndata(toy())
     with pytest.raises(DataError, match="needs layers atac and rna, or atac; got rna"):
         Sailerx({"rna": data["rna"]})
     with pytest.raises(DataError, match="layer 'atac' has no obs column 'donor'"):
         Sailerx(data, batch_key="donor")
+    bare = anndata.AnnData(None, data["atac"].obs, data["atac"].var)
+    with pytest.raises(DataError, match="layer 'atac' has no X; expected raw counts there"):
+        Sailerx({"atac": bare})
     data["atac"].obs_names = ["same"] * 60
     with pytest.raises(DataError, match="obs_names are not unique"):
         Sailerx(data)

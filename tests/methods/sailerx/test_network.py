@@ -18,7 +18,7 @@ SMALL = {"latent_dim": 5, "block_hidden": 6, "block_out": 4}
 
 
 def build(data, *, double=False, n_domains=1, **options):
-    config = SailerConfig(**SMALL, **{"encoder_input": "plain", **options})
+    config = SailerConfig(**SMALL, **{"encoder_input": "plain", "input_dropout": 0.0, **options})
     atac = make_inputs(data, config, name="sailer").atac
     torch.manual_seed(0)
     arrays = AtacArrays(atac, config, torch.device("cpu"))
@@ -154,6 +154,34 @@ def test_unit_input_is_of_one_length(toy):
     n_open = batch.counts.dense().sum(1)
     expected = plain.first(batch.counts.values, batch) * (1000 / n_open).sqrt()[:, None, None]
     torch.testing.assert_close(seen[0], expected)
+
+
+def test_peaks_are_hidden_from_the_encoder_in_training_alone(toy):
+    network, arrays = build(toy(), encoder_input="unit", input_dropout=0.5)
+    batch = arrays.batch(torch.arange(40))
+    seen = []
+    network.first.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    network.encode(batch)
+    network.encode(batch)
+    network.eval()
+    state = torch.get_rng_state()
+    network.encode(batch)
+    assert torch.get_rng_state().equal(state)
+    hidden, again, whole = seen
+    assert abs(float((hidden == 0).float().mean()) - 0.5) < 0.1
+    assert not hidden.equal(again)
+    assert (whole > 0).all()
+    # What is left counts twice, so that sums stay what they are on average.
+    torch.testing.assert_close(hidden[hidden > 0], 2 * whole[hidden > 0])
+    # The decoder is asked for all peaks.
+    assert (batch.counts.values == 1).all()
+
+
+def test_without_hiding_nothing_is_drawn(toy):
+    network, arrays = build(toy())
+    state = torch.get_rng_state()
+    network.encode(arrays.batch(torch.arange(40)))
+    assert torch.get_rng_state().equal(state)
 
 
 def test_domains_have_statistics_of_their_own(toy):

@@ -16,7 +16,7 @@ from scbraid.methods.sailerx.objective import Beta, SailerTask, Structure
 
 SMALL = {
     "latent_dim": 5, "block_hidden": 6, "block_out": 4, "batch_size": 10,
-    "encoder_input": "plain", "local_scale": "stated",
+    "encoder_input": "plain", "input_dropout": 0.0, "local_scale": "stated",
 }  # fmt: skip
 
 

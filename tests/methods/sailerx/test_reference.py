@@ -35,6 +35,25 @@ def test_stored_ones(toy):
         reference(layer)
 
 
+def test_one_without_direction_is_refused(toy):
+    layer = toy()["rna"]
+    layer.reps["X_pca"][[2, 7]] = 0
+    with pytest.raises(DataError, match="'pca' is zero in 2 of 60 cells, whose similarity"):
+        reference(layer)
+    layer.reps["X_none"] = np.zeros((60, 0), np.float32)
+    with pytest.raises(DataError, match="'X_none' is zero in 60 of 60 cells"):
+        reference(layer, reference="X_none")
+
+
+def test_fewer_columns_than_asked_are_warned_of(toy, caplog):
+    layer = toy()["rna"]
+    with caplog.at_level("WARNING", logger="scbraid"):
+        reference(layer, reference_dim=12)
+        assert not caplog.text
+        reference(layer, reference_dim=13)
+    assert "obsm 'X_pca' has 12 columns, fewer than reference_dim 13" in caplog.text
+
+
 def test_noise_is_seeded(toy):
     layer = toy()["rna"]
     first, second = (reference(layer, reference="random", reference_dim=50) for _ in range(2))
@@ -150,7 +169,9 @@ def test_scanorama_is_given_batches_and_keeps_the_order(toy, monkeypatch):
     module = types.ModuleType("scanorama")
     sizes = []
 
-    def integrate(parts, genes, *, dimred):
+    def integrate(parts, genes, *, dimred, seed, verbose):
+        # Its own seed is 0 whatever the run's, and it prints what it does.
+        assert (seed, verbose) == (4, False)
         assert all(list(g) == list(layer.features.index) for g in genes)
         assert dimred == 6
         sizes.append([part.shape[0] for part in parts])

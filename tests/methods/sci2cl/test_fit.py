@@ -414,6 +414,16 @@ def test_the_labelled_method_needs_labels_of_two_types(case, configure):
     one = case.truth.assign(cell_type="T")
     with pytest.raises(NotApplicable, match=r"the truth has 1 type\(s\)"):
         method.fit(case.data, None, Truth(one))
+    with pytest.raises(NotApplicable, match="the one given has no column 'cell_type'"):
+        method.fit(case.data, None, Truth(case.truth.drop(columns="cell_type")))
+    # Of the cells with both layers all are of one type.
+    common = case.data["rna"].cells[:60]
+    apart = case.truth.assign(cell_type=np.where(case.truth["cell"].isin(common), "A", "B"))
+    rows = np.flatnonzero(np.isin(case.data["atac"].cells, common))
+    layers = {"rna": case.data["rna"], "atac": case.data["atac"].take(rows)}
+    data = dataclasses.replace(case.data, layers=layers)
+    with pytest.raises(NotApplicable, match=r"the truth has 1 type\(s\) of the cells with both"):
+        method.fit(data, None, Truth(apart))
 
 
 def test_labels_change_the_labelled_method_and_no_other(case, configure):

@@ -74,7 +74,8 @@ def test_scaled_counts_and_size_factors_follow_the_original(case, configure):
 def test_cells_are_matched_by_name_in_the_order_of_the_first(case):
     first = case.data["rna"].take(np.arange(0, 60))
     second = case.data["atac"].take(np.random.default_rng(0).permutation(np.arange(40, 100)))
-    rows = match_cells(first, second)
+    data = Layers({"atac": second, "rna": first}, paired=True)
+    rows = match_cells(data, "rna", "atac")
     assert rows["rna"].tolist() == list(range(40, 60))
     assert (first.cells[rows["rna"]] == second.cells[rows["atac"]]).all()
 
@@ -87,6 +88,40 @@ def test_a_constant_feature_scales_to_zero(case, configure):
     flat = np.flatnonzero(layer.counts.toarray().std(0) == 0)
     assert len(flat) == 1
     assert (LayerData(layer, CPU).batch(torch.arange(9)).encoded[:, flat] == 0).all()
+
+
+def stored_zeros(counts):
+    """Return the same matrix with every entry stored."""
+    found = sp.csr_matrix(np.ones(counts.shape, np.float32))
+    found.data[:] = counts.toarray().ravel()
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"use_rep": False}])
+def test_stored_zeros_change_nothing(case, configure, options):
+    config = configure(n_peaks=40, **options)
+    expected = make_inputs(case.data, config)
+    changed = case.data
+    for name in ("rna", "atac"):
+        changed = replaced(changed, name, counts=stored_zeros(changed[name].counts))
+    for own, other in zip(expected.layers, make_inputs(changed, config).layers, strict=True):
+        for part in ("data", "indices", "indptr"):
+            np.testing.assert_array_equal(getattr(own.counts, part), getattr(other.counts, part))
+        if own.mean is not None:
+            np.testing.assert_array_equal(own.mean, other.mean)
+            np.testing.assert_array_equal(own.deviation, other.deviation)
+
+
+def test_columns_of_rounding_are_no_noise(case, configure):
+    """Else a layer whose last components are empty would be divided by nearly nothing."""
+    rep = case.data["atac"].reps["X_lsi"].copy()
+    expected = make_inputs(replaced(case.data, "atac", reps={"X_lsi": rep[:, :12]}), configure())
+    rep[:, 12:] = 1e-9 * np.random.default_rng(0).normal(size=rep[:, 12:].shape)
+    found = make_inputs(replaced(case.data, "atac", reps={"X_lsi": rep}), configure())
+    own, other = (inputs.layers[1] for inputs in (expected, found))
+    # The unit of the input is a mean over columns, so that more of them make it smaller.
+    ratio = np.sqrt((own.rep**2).mean() / (other.rep[:, :12] ** 2).mean())
+    assert other.noise * ratio == pytest.approx(own.noise, rel=1e-5)
 
 
 # -- refused -------------------------------------------------------------------------------------
@@ -123,6 +158,18 @@ def test_a_layer_without_features_to_explain_is_refused(case, configure):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("flag", [np.nan, None, "False"])
+def test_flags_of_features_are_true_or_false(case, configure, flag):
+    """A missing flag and a text would be taken for true, or in silence for false."""
+    flags = case.data["rna"].features["highly_variable"].astype(object).to_numpy().copy()
+    flags[3] = flag
+    features = case.data["rna"].features.assign(highly_variable=flags)
+    refuse(
+        replaced(case.data, "rna", features=features), configure(), DataError,
+        r"layer 'rna': var column 'highly_variable' has 1 entries that are neither true nor",
+    )  # fmt: skip
+
+
 def test_layers_that_are_no_counts_do_not_apply(case, configure):
     meta = {**case.data.meta, "layers": {"atac": {"likelihood": "normal", "rep": "X_pca"}}}
     data = dataclasses.replace(case.data, meta=meta)
@@ -133,6 +180,44 @@ def test_layers_that_share_no_cells_are_refused(case, configure):
     names = np.array([f"other-{i}" for i in range(100)])
     data = replaced(case.data, "atac", cells=names)
     refuse(data, configure(), DataError, "0 of 100 rna cells have a partner of the same name in")
+
+
+def test_repeated_names_are_refused(case, configure):
+    for name in ("rna", "atac"):
+        cells = case.data[name].cells.copy()
+        cells[1] = cells[0]
+        refuse(
+            replaced(case.data, name, cells=cells), configure(), DataError,
+            rf"layer '{name}' has 1 repeated cell names \(first: '{cells[0]}'\)",
+        )  # fmt: skip
+
+
+def test_three_common_cells_are_too_few(case, configure):
+    layers = {"rna": case.data["rna"].take(np.arange(3)), "atac": case.data["atac"]}
+    few = dataclasses.replace(case.data, layers=layers)
+    refuse(few, configure(), DataError, "3 of 3 rna cells have a partner of the same name in atac")
+
+
+def test_cells_and_layers_of_zeros_are_refused(case, configure):
+    counts = case.data["atac"].counts.copy()
+    counts.data[counts.indptr[3] : counts.indptr[4]] = 0
+    refuse(
+        replaced(case.data, "atac", counts=counts), configure(), DataError,
+        rf"layer 'atac' has 1 cells without a count \(first: '{case.data['atac'].cells[3]}'\)",
+    )  # fmt: skip
+    counts.data[:] = 0
+    refuse(
+        replaced(case.data, "atac", counts=counts), configure(), DataError,
+        "layer 'atac' has no count at all",
+    )  # fmt: skip
+
+
+def test_an_encoder_input_that_says_nothing_is_refused(case, configure):
+    for rep, n in ((np.ones((100, 5), np.float32), 5), (np.zeros((100, 0), np.float32), 0)):
+        refuse(
+            replaced(case.data, "atac", reps={"X_lsi": rep}), configure(), DataError,
+            f"layer 'atac': obsm 'X_lsi' of {n} columns is the same for all cells",
+        )  # fmt: skip
 
 
 def test_unpaired_and_other_numbers_of_layers_do_not_apply(case, configure):
@@ -154,6 +239,17 @@ def test_unpaired_and_other_numbers_of_layers_do_not_apply(case, configure):
         ({"hidden": "0"}, "hidden is '0'"),
         ({"view_heads": 4}, "view_heads is 4, which does not divide latent_dim 6"),
         ({"pretrain_target": "scaled"}, "needs decoder='original' and use_rep=false"),
+        ({"projections": True, "attention": "none"}, "projections=true has no effect"),
+        ({"embedding": "attended", "attention": "none"}, "use embedding=encoded"),
+        (
+            {
+                "pretrain": False,
+                "pretrain_target": "scaled",
+                "decoder": "original",
+                "use_rep": False,
+            },
+            "pretrain_target='scaled' has no effect with pretrain=false",
+        ),
         ({"negatives": "labels"}, "belongs to the method 'sci2cl_labels'"),
         ({"negatives": "lables"}, "did you mean 'labels'"),
         ({"mask_rate": 1.0}, "expected a value < 1"),

@@ -8,6 +8,13 @@ from typing import Any
 from scbraid.errors import ConfigError
 from scbraid.methods.config import MethodConfig, option
 
+# What the learned attention alone reads.
+_OF_ATTENTION = (
+    "tokens", "token_limit", "max_tokens", "value", "value_dim", "position", "detach_position",
+    "model_dim", "heads", "depth", "ff_mult", "attention_dropout", "random_features",
+    "redraw_every", "latents", "share_attention", "residual", "attention_rate",
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class CovelConfig(MethodConfig):
@@ -178,6 +185,24 @@ class CovelConfig(MethodConfig):
                 "edge; set one of them"
             )
             raise ConfigError(msg)
+        if self.contrasts and self.spared_neighbors >= self.batch_size - 1:
+            msg = (
+                f"spared_neighbors={self.spared_neighbors} leaves no cell of a step of "
+                f"batch_size={self.batch_size} as a negative; lower it, or use contrast=none"
+            )
+            raise ConfigError(msg)
+
+    @property
+    def reads_bins(self) -> bool:
+        """Whether tokens tell the bin of their value."""
+        return self.encoder != "mlp" and self.value == "bins"
+
+    @property
+    def idle(self) -> list[str]:
+        """Options of attention with other values than the default where there is no attention."""
+        if self.encoder != "mlp":
+            return []
+        return [name for name in _OF_ATTENTION if getattr(self, name) != getattr(type(self), name)]
 
     @property
     def aligns(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import math
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from scbraid.data.layers import Layers
+from scbraid.errors import DataError
 from scbraid.guidance.edit import complete, corrupt, forward
 from scbraid.guidance.graph import Guidance
 from scbraid.methods.covel.cells import LayerCells
@@ -21,8 +23,13 @@ from scbraid.methods.covel.stages import plan_stages
 from scbraid.methods.glue.balance import Balance, balancing_weights
 from scbraid.methods.glue.config import GlueConfig
 from scbraid.methods.glue.fit import leiden_clusters
-from scbraid.methods.glue.inputs import GlueInputs, make_inputs
+from scbraid.methods.glue.inputs import GlueInputs, GlueLayer, make_inputs
 from scbraid.train.engine import Schedule, TrainingRecord, TrainingRun, pick_device, train
+
+logger = logging.getLogger("scbraid")
+
+# Of a layer: spreads, clusters and neighbours need another cell.
+_LEAST_CELLS = 2
 
 
 @dataclasses.dataclass
@@ -44,7 +51,8 @@ def covel_inputs(data: Layers, guidance: Guidance, config: CovelConfig, seed: in
     Raises
     ------
     DataError
-        As `scbraid.methods.glue.inputs.make_inputs`.
+        As `scbraid.methods.glue.inputs.make_inputs`; when a layer has fewer than two cells or
+        nothing but zeros, or bins are asked of negative values.
     """
     if config.edge_damage:
         guidance.validate()
@@ -54,7 +62,37 @@ def covel_inputs(data: Layers, guidance: Guidance, config: CovelConfig, seed: in
     options = GlueConfig(
         latent_dim=config.latent_dim, use_rep=config.use_rep, use_batch=config.use_batch
     )
-    return make_inputs(data, guidance, options)
+    inputs = make_inputs(data, guidance, options)
+    layers = [_checked(layer, config) for layer in inputs.layers]
+    return dataclasses.replace(inputs, layers=layers)
+
+
+def _checked(layer: GlueLayer, config: CovelConfig) -> GlueLayer:
+    """Refuse a layer that says nothing; tokens are what is not zero, so no zeros are stored."""
+    if layer.n_cells < _LEAST_CELLS:
+        msg = (
+            f"layer {layer.name!r} has {layer.n_cells} cell(s); expected at least {_LEAST_CELLS}. "
+            "Give a layer of more cells, or leave it out"
+        )
+        raise DataError(msg)
+    values = layer.values.tocsr()
+    if not (values.has_canonical_format and values.data.all()):
+        values = values.copy()
+        values.sum_duplicates()
+        values.eliminate_zeros()
+    if not values.nnz:
+        msg = (
+            f"layer {layer.name!r} is zero in all {layer.n_cells:,} cells and "
+            f"{len(layer.features):,} features that the graph links; give counts, or leave it out"
+        )
+        raise DataError(msg)
+    if config.reads_bins and values.data.min() < 0:
+        msg = (
+            f"layer {layer.name!r} has negative values (the least: {values.data.min():.6g}), which "
+            "value='bins' has no bin for; use value=scaled"
+        )
+        raise DataError(msg)
+    return dataclasses.replace(layer, values=values)
 
 
 def fit_covel(
@@ -83,6 +121,11 @@ def fit_covel(
     training
         Checkpoints, precision and checks.
     """
+    if config.idle:
+        logger.warning(
+            "encoder='mlp' has no learned attention, so %s do nothing; choose another encoder",
+            ", ".join(config.idle),
+        )
     run = TrainingRun() if training is None else training
     where = pick_device(device)
     cells = [LayerCells(layer, config, where) for layer in inputs.layers]

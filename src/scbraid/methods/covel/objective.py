@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +15,15 @@ from scbraid.methods.covel.network import CovelNetwork
 from scbraid.methods.glue.inputs import GlueInputs
 from scbraid.methods.glue.network import FeatureDecoder
 from scbraid.methods.glue.objective import CellSampler
+from scbraid.methods.graph_task import GraphTask
 from scbraid.nn.blocks import gaussian_kl
 from scbraid.nn.contrast import decoupled_contrast, nearest_pairs, nt_xent
-from scbraid.nn.graph import EdgeBatch, EdgeSampler, edge_nll
+from scbraid.nn.graph import EdgeBatch, edge_nll
 from scbraid.nn.rmsprop import RMSprop
+from scbraid.train.sampling import Sampler
 
 
-class CovelTask:
+class CovelTask(GraphTask):
     """CoVEL's training, as the engine runs it.
 
     Parameters
@@ -59,29 +60,19 @@ class CovelTask:
         seed: int,
         max_steps: int | None = None,
     ) -> None:
+        def make_cells(cell_seed: int) -> Sampler:
+            table, size, split = inputs.cells, config.batch_size, config.val_split
+            return CellSampler(table, size, split, cell_seed, max_steps)
+
+        device = cells[0].batch.device
+        super().__init__(
+            make_cells, inputs.graph, config, weights=weights, device=device, seed=seed
+        )
         self.model: nn.Module = network
         self.network = network
         self.layers = cells
         self.config = config
         self.noise_level = noise_level
-        self.device = cells[0].batch.device
-        self.weights = (
-            None
-            if weights is None
-            else [torch.from_numpy(w.astype(np.float32)).to(self.device) for w in weights]
-        )
-        streams = np.random.SeedSequence(seed).generate_state(2)
-        self.cells = CellSampler(
-            inputs.cells, config.batch_size, config.val_split, int(streams[0]), max_steps
-        )
-        self.edges = EdgeSampler(
-            inputs.graph,
-            n_negatives=config.n_negatives,
-            n_batches=config.edge_batches,
-            seed=int(streams[1]),
-        )
-        self._edge_stream: Iterator[EdgeBatch] = iter(())
-        torch.manual_seed(seed)
         make = {"rmsprop": RMSprop, "adamw": torch.optim.AdamW}[config.optimizer]
         groups = network.parameter_groups()
         if config.optimizer == "rmsprop":
@@ -105,22 +96,11 @@ class CovelTask:
             modules.append(network.discriminator)
         return [*modules, network.projection] if self.config.contrasts else modules
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the cells are, and the generator of the edges, which start anew every epoch."""
-        return {"cells": self.cells.state_dict(), "edges": self.edges.rng.bit_generator.state}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state of `state_dict`."""
-        self.cells.load_state_dict(state["cells"])
-        self.edges.rng.bit_generator.state = state["edges"]
-
     def train_steps(self, epoch: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """One forward pass for both optimisers, for every minibatch from `start` on."""
         tau = self.noise_level(epoch)
-        self._edge_stream = iter(())
+        self._start_edges(start)
         network = self.network
-        for _ in range(start):
-            self._next_edges()
         for rows, _ in self.cells.epoch("train", start):
             network.count_pass()
             self._generator.zero_grad(set_to_none=True)
@@ -273,10 +253,3 @@ class CovelTask:
     def _gather(self, rows: np.ndarray) -> list[CellBatch]:
         at = torch.from_numpy(rows).to(self.device)
         return [layer.gather(at[:, k]) for k, layer in enumerate(self.layers)]
-
-    def _next_edges(self) -> EdgeBatch:
-        batch = next(self._edge_stream, None)
-        if batch is None:
-            self._edge_stream = self.edges.batches(self.device)
-            batch = next(self._edge_stream)
-        return batch

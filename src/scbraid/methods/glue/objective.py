@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from scbraid.methods.glue.config import GlueConfig
 from scbraid.methods.glue.inputs import GlueInputs
 from scbraid.methods.glue.network import GlueNetwork, LayerData
+from scbraid.methods.graph_task import GraphTask
 from scbraid.nn import kernels
 from scbraid.nn.blocks import gaussian_kl
 from scbraid.nn.counts import CountBatch
-from scbraid.nn.graph import EdgeBatch, EdgeSampler, edge_nll
+from scbraid.nn.graph import EdgeBatch, edge_nll
 from scbraid.nn.random import standard_normal_like
 from scbraid.nn.rmsprop import RMSprop
 from scbraid.train.sampling import (
@@ -138,7 +139,7 @@ def cell_sampler(
     return sampler
 
 
-class GlueTask:
+class GlueTask(GraphTask):
     """GLUE's adversarial training, as the engine runs it.
 
     Parameters
@@ -181,6 +182,14 @@ class GlueTask:
         seed: int,
         max_steps: int | None = None,
     ) -> None:
+        def make_cells(cell_seed: int) -> Sampler:
+            table, size, split = inputs.cells, config.batch_size, config.val_split
+            return cell_sampler(table, layers, size, split, cell_seed, max_steps)
+
+        device = layers[0].batch.device
+        super().__init__(
+            make_cells, inputs.graph, config, weights=weights, device=device, seed=seed
+        )
         self.model: nn.Module = network
         self.network = network
         self.layers = layers
@@ -188,26 +197,8 @@ class GlueTask:
         self.noise_level = noise_level
         self.n_shared_batches = n_shared_batches
         self.paired = paired
-        self.device = layers[0].batch.device
-        self.weights = (
-            None
-            if weights is None
-            else [torch.from_numpy(w.astype(np.float32)).to(self.device) for w in weights]
-        )
         # Of each term in what the generator minimises, in the order of the history.
         self.term_weights = term_weights([layer.name for layer in layers], config, paired=paired)
-        streams = np.random.SeedSequence(seed).generate_state(2)
-        self.cells = cell_sampler(
-            inputs.cells, layers, config.batch_size, config.val_split, int(streams[0]), max_steps
-        )
-        self.edges = EdgeSampler(
-            inputs.graph,
-            n_negatives=config.n_negatives,
-            n_batches=config.edge_batches,
-            seed=int(streams[1]),
-        )
-        self._edge_stream: Iterator[EdgeBatch] = iter(())
-        torch.manual_seed(seed)
         self._generator = RMSprop(network.generator_parameters(), lr=config.learning_rate)
         self._adversary = RMSprop(network.discriminator.parameters(), lr=config.learning_rate)
         self.optimizers: list[torch.optim.Optimizer] = [self._generator, self._adversary]
@@ -219,15 +210,6 @@ class GlueTask:
         """Encoders and discriminator; graph, decoders and likelihoods stay in float32."""
         return [*self.network.encoders.values(), self.network.discriminator]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the cells are, and the generator of the edges, which start anew every epoch."""
-        return {"cells": self.cells.state_dict(), "edges": self.edges.rng.bit_generator.state}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state of `state_dict`."""
-        self.cells.load_state_dict(state["cells"])
-        self.edges.rng.bit_generator.state = state["edges"]
-
     def close(self) -> None:
         """Let go of what is read ahead, when the training has ended."""
         self.cells.close()
@@ -235,9 +217,7 @@ class GlueTask:
     def train_steps(self, epoch: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """Discriminator step, then generator step, for every minibatch from `start` on."""
         tau = self.noise_level(epoch)
-        self._edge_stream = iter(())
-        for _ in range(start):
-            self._next_edges()
+        self._start_edges(start)
         for rows, drawn in self.cells.epoch("train", start):
             yield self._step(self._gather(rows, drawn), self._next_edges(), tau)
 
@@ -407,13 +387,6 @@ class GlueTask:
             _LayerBatch.gather(layer, rows[:, k], drawn[:, k])
             for k, layer in enumerate(self.layers)
         ]
-
-    def _next_edges(self) -> EdgeBatch:
-        batch = next(self._edge_stream, None)
-        if batch is None:
-            self._edge_stream = self.edges.batches(self.device)
-            batch = next(self._edge_stream)
-        return batch
 
 
 def term_weights(layers: list[str], config: GlueConfig, *, paired: bool) -> dict[str, float]:

@@ -43,6 +43,12 @@ class SailerConfig(MethodConfig):
         "what the encoder reads: unit, a cell's peaks scaled to one length; plain, as they are",
         choices=("unit", "plain"),
     )
+    input_dropout: float = option(
+        0.3,
+        "share of a cell's open peaks that is hidden from the encoder in training",
+        ge=0,
+        lt=1,
+    )
     decoder_start: str = option(
         "data",
         "start the decoder's biases at the peaks' own frequencies, or at random",
@@ -97,6 +103,11 @@ class SailerConfig(MethodConfig):
         gt=0, lt=1,
     )  # fmt: skip
     max_epochs: int | None = option(None, "epochs a stage at most, for trials", ge=1)
+    embedding: str = option(
+        "unit",
+        "unit: posterior means at length 1, whose distances are cosines; mean: as they are",
+        choices=("unit", "mean"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,12 +126,21 @@ class SailerxConfig(SailerConfig):
     # The structure term takes some of the place of the KL, and its pull bears a higher rate.
     learning_rate: float = option(4e-3, "learning rate of Adam", gt=0)
     nll_weight: float = option(2.0, "weight of the likelihood (w)", gt=0)
+    # The reference keeps the embedding from following what is open by chance.
+    input_dropout: float = option(
+        0.0,
+        "share of a cell's open peaks that is hidden from the encoder in training",
+        ge=0,
+        lt=1,
+    )
     reference: str = option(
         "pca",
         "reference embedding of the RNA: pca, scvi, scanorama, random (control), lda and scanvi "
         "(both see labels), or a key of obsm (X_...)",
     )
-    reference_dim: int = option(20, "columns of the reference", ge=1)
+    reference_dim: int = option(
+        20, "columns of the reference at most; scvi and scanvi have 30 whatever it says", ge=1
+    )
     reference_epochs: int = option(400, "epochs of scvi and scanvi", ge=1)
     local_weight: float = option(
         4000.0, "weight of the local structure term (Gamma), for 200 cells in a step", ge=0
@@ -129,11 +149,6 @@ class SailerxConfig(SailerConfig):
         "entropy",
         "entropy: Gamma in proportion to the entropy of a cell's peaks; stated: as it is (code)",
         choices=("entropy", "stated"),
-    )
-    embedding: str = option(
-        "unit",
-        "unit: posterior means at length 1, whose distances are cosines; mean: as they are",
-        choices=("unit", "mean"),
     )
     pair_weights: bool = option(True, "weight pairs of cells by their depth ratios (gamma)")
     unpaired_every: int = option(3, "hybrid: paired steps for one step on ATAC-only cells", ge=1)
@@ -170,6 +185,7 @@ class LabelSailerxConfig(SailerxConfig):
 # The code of the paper: docs/methods/sailerx.md has the register of what it does otherwise.
 _CODE: dict[str, Any] = {
     "encoder_input": "plain",
+    "input_dropout": 0.0,
     "decoder_start": "random",
     "nll_weight": 20.0,
     "weighted": "all",
@@ -221,6 +237,7 @@ SAILER_PRESETS: dict[str, dict[str, Any]] = {
         "beta_unit": "epoch",
         "contigs": "all",
         "warmup_epochs": 0,
+        "embedding": "mean",
     },
     **_ABLATIONS,
 }

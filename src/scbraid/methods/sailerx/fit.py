@@ -149,7 +149,7 @@ def make_inputs(
     )
     reference = np.zeros((atac.n_cells, found.shape[1]), np.float32)
     reference[rows] = found
-    return SailerInputs(made, reference, pair_weights(data, rows, config))
+    return SailerInputs(made, reference, pair_weights(rna, made.n_open, rows, config))
 
 
 def _check_cells(data: AtacData, rows: np.ndarray, what: str) -> None:
@@ -223,7 +223,7 @@ def fit_sailer(
         records.append(train(task, schedule, stage=stage, run=run))
     mean, _ = encode_all(network, arrays)
     embedding = mean
-    if isinstance(config, SailerxConfig) and config.embedding == "unit":
+    if config.embedding == "unit":
         lengths = np.linalg.norm(mean, axis=1, keepdims=True)
         embedding = mean / np.maximum(lengths, np.finfo(np.float32).tiny)
     details = {

@@ -7,11 +7,11 @@ import logging
 import re
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 
 from scbraid.data.layers import Layer, Layers
 from scbraid.errors import DataError, NotApplicable
+from scbraid.methods.pairs import matched_rows
 from scbraid.methods.sailerx.config import SailerConfig, SailerxConfig
 
 logger = logging.getLogger("scbraid")
@@ -19,6 +19,8 @@ logger = logging.getLogger("scbraid")
 PAIRED, ATAC_ONLY = 0, 1
 # 1, chr1, chr2L, X: not Y, mitochondria and scaffolds.
 _AUTOSOME_OR_X = re.compile(r"(chr)?(\d+[A-Z]?|X)", re.IGNORECASE)
+# Share of the peaks on other chromosomes that is worth a warning.
+_MANY_LEFT_OUT = 0.5
 
 
 @dataclasses.dataclass
@@ -41,8 +43,11 @@ class AtacData:
         0 for cells with RNA, 1 for those with ATAC alone, (n_cells,).
     log_depth
         Standardised log depth, float32 (n_cells,).
+    n_open
+        Open peaks of each cell, (n_cells,): of all chromosomes.
     depth
-        Depth that the offset of a count likelihood and the depth ratio take, (n_cells,).
+        Depth that the offset of a count likelihood takes, (n_cells,): `n_open`, or the sums of
+        counts where the likelihood counts.
     batch
         Batch codes (n_cells,), and their names.
     batches
@@ -56,6 +61,7 @@ class AtacData:
     bounds: list[int]
     sets: np.ndarray
     log_depth: np.ndarray
+    n_open: np.ndarray
     depth: np.ndarray
     batch: np.ndarray
     batches: list[str]
@@ -92,17 +98,27 @@ class AtacData:
 def match_cells(data: Layers, name: str) -> np.ndarray:
     """Row in the ATAC layer of every RNA cell, (n_rna_cells,).
 
+    Parameters
+    ----------
+    data
+        Layers with ``rna`` and ``atac``; equal names mean the same cell.
+    name
+        What messages call the method.
+
     Raises
     ------
     NotApplicable
         When RNA cells lack ATAC.
+    DataError
+        When names are repeated, or no RNA cell has ATAC.
     """
-    rows = pd.Index(data["atac"].cells).get_indexer(data["rna"].cells)
-    alone = np.flatnonzero(rows < 0)
+    own, rows = matched_rows(data, "rna", "atac")
+    cells = data["rna"].cells
+    alone = np.setdiff1d(np.arange(len(cells)), own)
     if len(alone):
         msg = (
-            f"{name} embeds cells by their ATAC; {len(alone):,} of {len(rows):,} rna cells have "
-            f"none (first: {str(data['rna'].cells[alone[0]])!r}); leave them out"
+            f"{name} embeds cells by their ATAC; {len(alone):,} of {len(cells):,} rna cells have "
+            f"none (first: {str(cells[alone[0]])!r}); leave them out"
         )
         raise NotApplicable(msg)
     return rows
@@ -123,7 +139,8 @@ def make_atac(layer: Layer, config: SailerConfig, with_rna: np.ndarray) -> AtacD
     Raises
     ------
     DataError
-        When values are no counts, cells are empty, chromosomes are unknown, or batches do not suit.
+        When values are no counts, cells are empty (also of the peaks that are used), chromosomes
+        are unknown, or batches do not suit.
     """
     counts = sp.csr_matrix(layer.counts, dtype=np.float32, copy=True)
     counts.sum_duplicates()
@@ -151,6 +168,14 @@ def make_atac(layer: Layer, config: SailerConfig, with_rna: np.ndarray) -> AtacD
     sets = np.where(with_rna, PAIRED, ATAC_ONLY)
     columns, contigs, bounds = _order_peaks(layer, counts, config)
     counts = counts[:, columns]
+    bare = np.flatnonzero(np.diff(counts.indptr) == 0)
+    if len(bare):
+        msg = (
+            f"layer {layer.name!r} has {len(bare):,} cells without an open peak among the "
+            f"{len(columns):,} that are used (first: {str(layer.cells[bare[0]])!r}); remove them, "
+            "or use more peaks: a lower min_cell_share, contigs=all"
+        )
+        raise DataError(msg)
     counts.sort_indices()
     if config.likelihood == "bernoulli":
         counts.data[:] = 1
@@ -163,6 +188,7 @@ def make_atac(layer: Layer, config: SailerConfig, with_rna: np.ndarray) -> AtacD
         bounds=bounds,
         sets=sets,
         log_depth=standard_log_depth(n_open, moments, sets).astype(np.float32),
+        n_open=n_open,
         depth=n_open if config.likelihood == "bernoulli" else stored,
         batch=batch,
         batches=batches,
@@ -214,29 +240,54 @@ def rna_depth(layer: Layer) -> np.ndarray:
     Raises
     ------
     DataError
-        When a cell has none, or totals are not finite.
+        When values are no counts, or a cell has none.
     """
-    depth = np.asarray(layer.counts.tocsr().sum(axis=1, dtype=np.float64)).ravel()
-    bad = np.flatnonzero(~(np.isfinite(depth) & (depth > 0)))
-    if len(bad):
+    counts = layer.counts.tocsr()
+    values = counts.data
+    # Logarithms have sums as well, but their ratios are none of depths.
+    wrong = ~(np.isfinite(values) & (values >= 0) & (values == np.round(values)))
+    if wrong.any():
         msg = (
-            f"layer {layer.name!r} has {len(bad):,} cells whose counts do not sum to a number "
-            f"above 0 (first: {str(layer.cells[bad[0]])!r}); give raw counts, remove empty cells, "
-            "or set pair_weights=false"
+            f"layer {layer.name!r} has {int(wrong.sum()):,} values that are no counts (first: "
+            f"{values[wrong][0]:g}), and cells are weighted by their depths; give raw counts, or "
+            "set pair_weights=false"
+        )
+        raise DataError(msg)
+    depth = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    empty = np.flatnonzero(depth == 0)
+    if len(empty):
+        msg = (
+            f"layer {layer.name!r} has {len(empty):,} cells without a count (first: "
+            f"{str(layer.cells[empty[0]])!r}), and cells are weighted by their depths; remove "
+            "them, or set pair_weights=false"
         )
         raise DataError(msg)
     return depth
 
 
-def pair_weights(data: Layers, rows: np.ndarray, config: SailerxConfig) -> np.ndarray:
-    """γ by ATAC row, float32 (n_atac_cells,), 0 without RNA."""
-    weights = np.zeros(data["atac"].n_cells, np.float32)
-    if not config.pair_weights:
-        weights[rows] = 1
-        return weights
-    atac = data["atac"].counts.tocsr()
-    depth = np.diff(atac.indptr) if atac.data.all() else atac.getnnz(axis=1)
-    weights[rows] = depth_weights(rna_depth(data["rna"]), depth[rows])
+def pair_weights(
+    rna: Layer, n_open: np.ndarray, rows: np.ndarray, config: SailerxConfig
+) -> np.ndarray:
+    """γ by ATAC row, float32 (n_atac_cells,), 0 without RNA.
+
+    Parameters
+    ----------
+    rna
+        The RNA layer.
+    n_open
+        Open peaks of the ATAC cells, (n_atac_cells,).
+    rows
+        Row in the ATAC layer of every RNA cell, (n_rna_cells,).
+    config
+        Options.
+
+    Raises
+    ------
+    DataError
+        As `rna_depth`.
+    """
+    weights = np.zeros(len(n_open), np.float32)
+    weights[rows] = depth_weights(rna_depth(rna), n_open[rows]) if config.pair_weights else 1
     return weights
 
 
@@ -268,6 +319,14 @@ def _order_peaks(
                 "var column 'chrom', or set contigs=all"
             )
             raise DataError(msg)
+        left_out = 1 - on_legal.mean()
+        if left_out > _MANY_LEFT_OUT:
+            other = [str(name) for name in names if name not in legal]
+            logger.warning(
+                "%s: %.0f%% of the peaks lie on chromosomes that are no autosome or X by name "
+                "(%s) and are left out; contigs=all uses them",
+                layer.name, 100 * left_out, ", ".join(repr(name) for name in other[:3]),
+            )  # fmt: skip
         kept &= on_legal
     if not kept.any():
         msg = (

@@ -73,8 +73,13 @@ class Sailerx:
         self.config: SailerConfig = method.configure(preset, options)  # type: ignore[assignment]
         self.seed = seed
         self.device = device
+        reference = getattr(self.config, "reference", "")
+        reference = reference if reference.startswith("X_") else "X_pca"
         self._layers = Layers(
-            {name: _layer(name, part, batch_key) for name, part in self._anndata.items()},
+            {
+                name: _layer(name, part, batch_key, reference)
+                for name, part in self._anndata.items()
+            },
             paired=True,
         )
         self._inputs = make_inputs(self._layers, self.config, name=method.info.title, seed=seed)
@@ -168,7 +173,10 @@ def _positions(known: np.ndarray, names: Sequence[str] | None, what: str) -> np.
     return found
 
 
-def _layer(name: str, adata: AnnData, batch_key: str | None) -> Layer:
+def _layer(name: str, adata: AnnData, batch_key: str | None, reference: str) -> Layer:
+    if adata.X is None:
+        msg = f"layer {name!r} has no X; expected raw counts there"
+        raise DataError(msg)
     for what, names in (("obs_names", adata.obs_names), ("var_names", adata.var_names)):
         if not names.is_unique:
             first = names[names.duplicated()][0]
@@ -186,6 +194,11 @@ def _layer(name: str, adata: AnnData, batch_key: str | None) -> Layer:
         counts=sp.csr_matrix(adata.X, dtype=np.float32),
         cells=adata.obs_names.to_numpy(dtype=str),
         features=adata.var,
-        reps={key: np.asarray(rep, np.float32) for key, rep in adata.obsm.items()},
+        # Others may hold tables of text or sparse matrices.
+        reps={
+            key: np.asarray(rep, np.float32)
+            for key, rep in adata.obsm.items()
+            if isinstance(rep, np.ndarray) or key == reference
+        },
         batch=batch,
     )

@@ -122,6 +122,7 @@ class SailerNetwork(nn.Module):
         self.bounds = bounds
         self.likelihood = config.likelihood
         self.unit_input = config.encoder_input == "unit"
+        self.input_dropout = config.input_dropout
         self.first = SparseBlockLinear(bounds, config.block_hidden)
         self.encoder = EncoderBody(n_blocks, config, n_domains)
         self.decoder = DecoderBody(n_blocks, config, n_covariates, n_domains)
@@ -147,7 +148,12 @@ class SailerNetwork(nn.Module):
         self.last_bias.copy_(torch.from_numpy(start))
 
     def encode(self, batch: BlockedBatch, domain: int = 0) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of q(z | x), each (n_rows, latent_dim)."""
+        """Mean and log variance of q(z | x), each (n_rows, latent_dim).
+
+        In training a share of the open peaks is hidden from the encoder, and the decoder has to
+        find them again: what is open by chance is then of no use to it. Noise comes from torch's
+        generator.
+        """
         values = batch.counts.values
         # Counts of hundreds would drown the rest.
         values = torch.log1p(values) if self.likelihood == "poisson" else values
@@ -157,6 +163,9 @@ class SailerNetwork(nn.Module):
             squares = values.new_zeros(batch.counts.shape[0])
             squares.index_add_(0, rows, values.square())
             values = values * (TYPICAL_LENGTH * squares.clamp_min(1e-12).rsqrt())[rows]
+        if self.input_dropout:
+            # What is left is scaled up, so that sums are what they are without hiding.
+            values = F.dropout(values, self.input_dropout, self.training)
         return self.encoder(self.first(values, batch), domain)
 
     def nll(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from scbraid.methods.sailerx.config import SailerxConfig
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+logger = logging.getLogger("scbraid")
 
 # What scIB's wrappers, which made the references of the paper, set apart from the defaults.
 _SCVI = {"n_latent": 30, "n_hidden": 128, "n_layers": 2, "gene_likelihood": "nb"}
@@ -44,7 +47,7 @@ def make_reference(
     Raises
     ------
     DataError
-        When obsm lacks the key, or the embedding is not finite.
+        When obsm lacks the key, or the embedding is not finite or has no direction somewhere.
     NotApplicable
         When a package or the labels are missing.
     """
@@ -53,7 +56,7 @@ def make_reference(
         rng = np.random.default_rng(seed)
         found = rng.standard_normal((layer.n_cells, config.reference_dim))
     elif name == "scanorama":
-        found = _scanorama(layer, config)
+        found = _scanorama(layer, config, seed)
     elif name == "scvi":
         found = _scvi(layer, config, None, seed)
     elif name == "scanvi":
@@ -66,7 +69,17 @@ def make_reference(
     found = np.asarray(found, dtype=np.float32)
     bad = int((~np.isfinite(found).all(axis=1)).sum())
     if bad:
-        msg = f"reference {name!r} has NaN or infinite values in {bad:,} of {len(found):,} cells"
+        msg = (
+            f"reference {name!r} has NaN or infinite values in {bad:,} of {len(found):,} cells; "
+            "make it again, or use another reference"
+        )
+        raise DataError(msg)
+    flat = int((~found.any(axis=1)).sum())
+    if flat:
+        msg = (
+            f"reference {name!r} is zero in {flat:,} of {len(found):,} cells, whose similarity to "
+            "others is not defined; make it again, or use another reference"
+        )
         raise DataError(msg)
     return found
 
@@ -79,6 +92,12 @@ def _stored(layer: Layer, key: str, config: SailerxConfig) -> np.ndarray:
             f"reference={config.reference}"
         )
         raise DataError(msg)
+    n_columns = layer.reps[key].shape[1]
+    if n_columns < config.reference_dim:
+        logger.warning(
+            "layer %r: obsm %r has %d columns, fewer than reference_dim %d",
+            layer.name, key, n_columns, config.reference_dim,
+        )  # fmt: skip
     return layer.reps[key][:, : config.reference_dim]
 
 
@@ -167,7 +186,7 @@ def _scvi(layer: Layer, config: SailerxConfig, labels: pd.Series | None, seed: i
     return model.get_latent_representation()
 
 
-def _scanorama(layer: Layer, config: SailerxConfig) -> np.ndarray:
+def _scanorama(layer: Layer, config: SailerxConfig, seed: int) -> np.ndarray:
     """Scanorama's corrected embedding of the batches; a truncated SVD where there is one."""
     scanorama = _load("scanorama", "scanorama", config.reference)
     totals = np.asarray(layer.counts.tocsr().sum(axis=1, dtype=np.float64)).ravel()
@@ -177,7 +196,9 @@ def _scanorama(layer: Layer, config: SailerxConfig) -> np.ndarray:
     genes = layer.features.index.astype(str).to_list()
     rows = [np.flatnonzero(batch == name) for name in np.unique(batch)]
     parts = [values[own] for own in rows]
-    embedded, _ = scanorama.integrate(parts, [genes] * len(parts), dimred=config.reference_dim)
+    embedded, _ = scanorama.integrate(
+        parts, [genes] * len(parts), dimred=config.reference_dim, seed=seed, verbose=False
+    )
     found = np.empty((layer.n_cells, embedded[0].shape[1]), np.float32)
     for own, part in zip(rows, embedded, strict=True):
         found[own] = part

@@ -136,6 +136,25 @@ class Sci2clConfig(MethodConfig):
             )
             raise ConfigError(msg)
 
+        if not self.pretrain and self.pretrain_target != "counts":
+            msg = (
+                f"pretrain_target={self.pretrain_target!r} has no effect with pretrain=false; set "
+                "pretrain_target=counts, or pretrain=true"
+            )
+            raise ConfigError(msg)
+        if self.projections and self.attention == "none":
+            msg = (
+                "projections=true has no effect with attention='none', which projects nothing; "
+                "set one of them"
+            )
+            raise ConfigError(msg)
+        if self.embedding == "attended" and self.attention == "none":
+            msg = (
+                "embedding='attended' is that of attention='none' as it was before; use "
+                "embedding=encoded, or another attention"
+            )
+            raise ConfigError(msg)
+
     @property
     def widths(self) -> tuple[int, ...]:
         """Widths of the hidden layers."""

@@ -12,9 +12,14 @@ from scbraid.data.layers import Layer, Layers
 from scbraid.errors import DataError, NotApplicable
 from scbraid.methods.baselines.concatenation import noise_floor
 from scbraid.methods.glue.inputs import DEFAULT_REP, check_values
+from scbraid.methods.pairs import matched_rows
 from scbraid.methods.sci2cl.config import Sci2clConfig
 
 logger = logging.getLogger("scbraid")
+
+_LEAST_CELLS = 4
+# Of float32: what varies less than this beside the strongest column of a representation is none.
+_ROUNDING = 1e-6
 
 
 @dataclasses.dataclass
@@ -68,20 +73,31 @@ class Sci2clInputs:
 def make_inputs(data: Layers, config: Sci2clConfig) -> Sci2clInputs:
     """Match the cells, choose features, check values.
 
+    Parameters
+    ----------
+    data
+        Two layers of counts; equal cell names mean the same cell.
+    config
+        Options.
+
+    Returns
+    -------
+    Sci2clInputs
+        Both layers of the cells that have both, in the order of the first (rna where there is one).
+
     Raises
     ------
     NotApplicable
         When there are not exactly two layers of counts, or a package for `peak_choice` lacks.
     DataError
-        When fewer than four cells have both layers, values are no counts, or an encoder input is
-        absent or not finite.
+        When fewer than four cells have both layers, names are repeated, values are no counts, a
+        cell has none, or an encoder input is absent, not finite or the same for all cells.
     """
     if len(data.layers) != 2:
         msg = f"scI2CL needs two layers; got {', '.join(data.names)}"
         raise NotApplicable(msg)
     names = sorted(data.names, key=lambda name: name != "rna")
-    first, second = (data[name] for name in names)
-    rows = match_cells(first, second)
+    rows = match_cells(data, *names)
     layers = [
         _make_layer(data[name].take(rows[name]), data.meta.get("layers", {}).get(name, {}), config)
         for name in names
@@ -89,21 +105,38 @@ def make_inputs(data: Layers, config: Sci2clConfig) -> Sci2clInputs:
     return Sci2clInputs((layers[0], layers[1]), rows)
 
 
-def match_cells(first: Layer, second: Layer) -> dict[str, np.ndarray]:
-    """Rows of the cells that both layers have, in the order of the first; by layer name."""
-    order = {str(cell): row for row, cell in enumerate(second.cells)}
-    pairs = [(row, order[str(c)]) for row, c in enumerate(first.cells) if str(c) in order]
-    if len(pairs) < 4:
+def match_cells(data: Layers, first: str, second: str) -> dict[str, np.ndarray]:
+    """Rows of the cells that both layers have, in the order of the first; by layer name.
+
+    Parameters
+    ----------
+    data
+        The layers.
+    first, second
+        Their names.
+
+    Returns
+    -------
+    dict
+        int64 (n_cells,) each: the same place is the same cell.
+
+    Raises
+    ------
+    DataError
+        When fewer than four cells have both, or names are repeated.
+    """
+    rows, others = matched_rows(data, first, second)
+    n_first, n_second = data[first].n_cells, data[second].n_cells
+    if len(rows) < _LEAST_CELLS:
         msg = (
-            f"{len(pairs)} of {first.n_cells:,} {first.name} cells have a partner of the same name "
-            f"in {second.name}; expected at least 4. Give paired layers"
+            f"{len(rows)} of {n_first:,} {first} cells have a partner of the same name in "
+            f"{second}; expected at least {_LEAST_CELLS}. Give paired layers"
         )
         raise DataError(msg)
-    lost = first.n_cells + second.n_cells - 2 * len(pairs)
+    lost = n_first + n_second - 2 * len(rows)
     if lost:
         logger.warning("%d cells lack a partner; they get no embedding", lost)
-    both = np.array(pairs)
-    return {first.name: both[:, 0], second.name: both[:, 1]}
+    return {first: rows, second: others}
 
 
 def _make_layer(layer: Layer, stated: dict[str, str], config: Sci2clConfig) -> Sci2clLayer:
@@ -115,12 +148,35 @@ def _make_layer(layer: Layer, stated: dict[str, str], config: Sci2clConfig) -> S
         )
         raise NotApplicable(msg)
     check_values(layer.counts, "nb", layer.name)
+    layer = _without_stored_zeros(layer)
     counts = sp.csr_matrix(layer.counts[:, _choose(layer, config)], dtype=np.float32)
     if config.use_rep:
         rep = _rep(layer, stated, config)
-        return Sci2clLayer(layer.name, counts, rep, noise_floor(rep), None, None)
+        spread = rep.std(0)
+        noise = noise_floor(rep[:, spread > _ROUNDING * spread.max()])
+        return Sci2clLayer(layer.name, counts, rep, noise, None, None)
     mean, deviation = _log_moments(counts)
     return Sci2clLayer(layer.name, counts, None, None, mean, deviation)
+
+
+def _without_stored_zeros(layer: Layer) -> Layer:
+    """Return the layer with a matrix that stores what is not zero alone, if it does not yet."""
+    counts = layer.counts.tocsr()
+    if not (counts.has_canonical_format and counts.data.all()):
+        counts = counts.copy()
+        counts.sum_duplicates()
+        counts.eliminate_zeros()
+    empty = np.flatnonzero(np.diff(counts.indptr) == 0)
+    if len(empty) == layer.n_cells:
+        msg = f"layer {layer.name!r} has no count at all; give raw counts"
+        raise DataError(msg)
+    if len(empty):
+        msg = (
+            f"layer {layer.name!r} has {len(empty):,} cells without a count (first: "
+            f"{str(layer.cells[empty[0]])!r}); remove them"
+        )
+        raise DataError(msg)
+    return dataclasses.replace(layer, counts=counts)
 
 
 def _choose(layer: Layer, config: Sci2clConfig) -> np.ndarray:
@@ -128,7 +184,16 @@ def _choose(layer: Layer, config: Sci2clConfig) -> np.ndarray:
     n_cells = np.bincount(layer.counts.tocsr().indices, minlength=layer.n_features)
     detected = n_cells > 0
     if "highly_variable" in layer.features:
-        chosen = layer.features["highly_variable"].to_numpy(bool) & detected
+        flags = layer.features["highly_variable"]
+        wrong = flags[~flags.isin([True, False])]
+        if len(wrong):
+            msg = (
+                f"layer {layer.name!r}: var column 'highly_variable' has {len(wrong):,} entries "
+                f"that are neither true nor false (first: {wrong.iloc[0]!r}); fill them, or drop "
+                "the column"
+            )
+            raise DataError(msg)
+        chosen = flags.to_numpy(bool) & detected
     elif config.n_peaks >= detected.sum():
         chosen = detected
     elif config.peak_choice == "seurat_v3":
@@ -167,9 +232,14 @@ def _rep(layer: Layer, stated: dict[str, str], config: Sci2clConfig) -> np.ndarr
         msg = f"layer {layer.name!r}: obsm {key!r} has NaN or infinite values in {n_bad:,} cells"
         raise DataError(msg)
     rep = rep - rep.mean(0)
+    if not rep.any():
+        msg = (
+            f"layer {layer.name!r}: obsm {key!r} of {rep.shape[1]} columns is the same for all "
+            "cells; make it again, or set use_rep=false"
+        )
+        raise DataError(msg)
     # One factor for all columns: the small variance of late components says how little they hold.
-    scale = np.sqrt((rep**2).mean())
-    return (rep / (scale if scale > 0 else 1.0)).astype(np.float32)
+    return (rep / np.sqrt((rep**2).mean())).astype(np.float32)
 
 
 def _log_moments(counts: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from scbraid.data.layers import Layers
+from scbraid.data.layers import Layer, Layers
 from scbraid.errors import NotApplicable
 from scbraid.guidance.graph import Guidance
 from scbraid.methods.base import Method, MethodInfo, MethodResult, Truth
@@ -56,7 +56,7 @@ class Sci2clMethod(Method):
         labels = None
         if self.config.sees_labels:
             name = inputs.layers[0].name
-            labels = self._labels(data, truth)[inputs.rows[name]]
+            labels = self._labels(data[name].take(inputs.rows[name]), truth)
         fitted = fit_sci2cl(
             inputs,
             self.config,
@@ -74,17 +74,17 @@ class Sci2clMethod(Method):
         history = pd.DataFrame([row for record in fitted.records for row in record.history])
         return MethodResult(embeddings, history=history, details=fitted.details)
 
-    def _labels(self, data: Layers, truth: Truth | None) -> np.ndarray:
-        """Codes of the types of the anchor layer's cells, -1 where not known."""
-        if truth is None:
+    def _labels(self, cells: Layer, truth: Truth | None) -> np.ndarray:
+        """Codes of the types of these cells of the anchor layer, -1 where not known."""
+        if truth is None or "cell_type" not in truth.table:
             msg = f"{self.info.name} needs the truth table of the condition (--truth)"
+            msg += "" if truth is None else "; the one given has no column 'cell_type'"
             raise NotApplicable(msg)
-        anchor = data["rna"] if "rna" in data.layers else next(iter(data.layers.values()))
-        names = truth.table["cell_type"].iloc[truth.rows(anchor)]
+        names = truth.table["cell_type"].iloc[truth.rows(cells)]
         if names.nunique() < 2:
             msg = (
                 f"{self.info.name} draws negatives of another cell type; the truth has "
-                f"{names.nunique()} type(s)"
+                f"{names.nunique()} type(s) of the cells with both layers"
             )
             raise NotApplicable(msg)
         return pd.factorize(names)[0].astype(np.int64)

@@ -300,6 +300,16 @@ def _batches(column: pd.Series) -> np.ndarray:
     return np.where(column.isna(), "", column.astype(object)).astype(str)
 
 
+def without_stored_zeros(matrix: sp.csr_matrix) -> sp.csr_matrix:
+    """Return a matrix that stores what is not zero alone, once: itself where it does already."""
+    if matrix.has_canonical_format and matrix.data.all():
+        return matrix
+    found = matrix.copy()
+    found.sum_duplicates()
+    found.eliminate_zeros()
+    return found
+
+
 def read_matrix(node: h5py.Group | h5py.Dataset) -> sp.csr_matrix:
     """Read an AnnData matrix (CSR, CSC or dense) as float32 CSR with sorted indices."""
     if isinstance(node, h5py.Dataset):

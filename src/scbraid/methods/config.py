@@ -89,6 +89,33 @@ class MethodConfig:
         ]
 
 
+def refuse_idle(config: MethodConfig, names: tuple[str, ...], where: str) -> None:
+    """Refuse options that were set to something and have no effect.
+
+    Parameters
+    ----------
+    config
+        The options.
+    names
+        Those without effect, as the others are.
+    where
+        What takes their effect away, such as "answer=hard".
+
+    Raises
+    ------
+    ConfigError
+        When one of them is not at its default.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in names and value != field.default:
+            msg = f"{field.name}={value} has no effect with {where}; set one of them"
+            raise ConfigError(msg)
+
+
+# -- modality prediction -------------------------------------------------------------------------
+
+
 def _members(hint: Any) -> tuple[Any, ...]:
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     return typing.get_args(hint) if union else (hint,)

@@ -16,8 +16,7 @@ from scbraid.guidance.graph import Guidance
 from scbraid.methods.base import Method, MethodInfo, MethodResult, Truth
 from scbraid.methods.baselines.pairing import Pairing, assemble, read_pairing
 from scbraid.methods.baselines.regression import unit_rows
-from scbraid.methods.config import MethodConfig, option
-from scbraid.methods.scmognn.config import refuse_idle
+from scbraid.methods.config import MethodConfig, option, refuse_idle
 
 # What encoders see of a layer.
 _REPS = {"atac": "X_lsi"}

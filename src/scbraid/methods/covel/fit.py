@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from scbraid.data.layers import Layers
+from scbraid.data.layers import Layers, without_stored_zeros
 from scbraid.errors import DataError
 from scbraid.guidance.edit import complete, corrupt, forward
 from scbraid.guidance.graph import Guidance
@@ -75,11 +75,7 @@ def _checked(layer: GlueLayer, config: CovelConfig) -> GlueLayer:
             "Give a layer of more cells, or leave it out"
         )
         raise DataError(msg)
-    values = layer.values.tocsr()
-    if not (values.has_canonical_format and values.data.all()):
-        values = values.copy()
-        values.sum_duplicates()
-        values.eliminate_zeros()
+    values = without_stored_zeros(layer.values.tocsr())
     if not values.nnz:
         msg = (
             f"layer {layer.name!r} is zero in all {layer.n_cells:,} cells and "

@@ -8,7 +8,7 @@ import logging
 import numpy as np
 import scipy.sparse as sp
 
-from scbraid.data.layers import Layer, Layers
+from scbraid.data.layers import Layer, Layers, without_stored_zeros
 from scbraid.errors import DataError, NotApplicable
 from scbraid.methods.baselines.concatenation import noise_floor
 from scbraid.methods.glue.inputs import DEFAULT_REP, check_values
@@ -148,7 +148,7 @@ def _make_layer(layer: Layer, stated: dict[str, str], config: Sci2clConfig) -> S
         )
         raise NotApplicable(msg)
     check_values(layer.counts, "nb", layer.name)
-    layer = _without_stored_zeros(layer)
+    layer = _checked(layer)
     counts = sp.csr_matrix(layer.counts[:, _choose(layer, config)], dtype=np.float32)
     if config.use_rep:
         rep = _rep(layer, stated, config)
@@ -159,13 +159,9 @@ def _make_layer(layer: Layer, stated: dict[str, str], config: Sci2clConfig) -> S
     return Sci2clLayer(layer.name, counts, None, None, mean, deviation)
 
 
-def _without_stored_zeros(layer: Layer) -> Layer:
-    """Return the layer with a matrix that stores what is not zero alone, if it does not yet."""
-    counts = layer.counts.tocsr()
-    if not (counts.has_canonical_format and counts.data.all()):
-        counts = counts.copy()
-        counts.sum_duplicates()
-        counts.eliminate_zeros()
+def _checked(layer: Layer) -> Layer:
+    """Refuse cells without a count, stored zeros being none, which the layer returned lacks."""
+    counts = without_stored_zeros(layer.counts.tocsr())
     empty = np.flatnonzero(np.diff(counts.indptr) == 0)
     if len(empty) == layer.n_cells:
         msg = f"layer {layer.name!r} has no count at all; give raw counts"

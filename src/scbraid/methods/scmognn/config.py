@@ -6,34 +6,7 @@ import dataclasses
 from typing import Any
 
 from scbraid.errors import ConfigError
-from scbraid.methods.config import MethodConfig, option
-
-
-def refuse_idle(config: MethodConfig, names: tuple[str, ...], where: str) -> None:
-    """Refuse options that were set to something and have no effect.
-
-    Parameters
-    ----------
-    config
-        The options.
-    names
-        Those without effect, as the others are.
-    where
-        What takes their effect away, such as "answer=hard".
-
-    Raises
-    ------
-    ConfigError
-        When one of them is not at its default.
-    """
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name in names and value != field.default:
-            msg = f"{field.name}={value} has no effect with {where}; set one of them"
-            raise ConfigError(msg)
-
-
-# -- modality prediction -------------------------------------------------------------------------
+from scbraid.methods.config import MethodConfig, option, refuse_idle
 
 
 @dataclasses.dataclass(frozen=True)
